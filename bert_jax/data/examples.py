@@ -1,0 +1,165 @@
+"""Pretraining examples by row: records are chosen, read, paired and masked, a batch at a time.
+
+An ``ExampleStream`` is a function from rows to arrays. Nothing is carried from batch to batch, so any
+host, worker or restarted run can build any rows and gets the same bits.
+
+Shapes: B rows, L sequence length, M masked positions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bert_jax.data.corpus import Split
+from bert_jax.data.masking import MaskingOptions, TokenTable, mask_rows
+from bert_jax.data.mixture import MixturePlan
+from bert_jax.data.order import shuffled_records
+from bert_jax.data.pairs import (
+    UNIFORMS_PER_ROW,
+    Objective,
+    PairOptions,
+    Rows,
+    SpecialTokens,
+    WindowIndex,
+    build_rows,
+)
+from bert_jax.data.randomness import purpose_seed, random_words, uniforms
+from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.errors import UserError
+
+
+class ExampleStream:
+    """An endless stream of pretraining examples from one split of one or more corpora.
+
+    Args:
+      splits: one split of each corpus; all were made with the same vocabulary.
+      weights: each corpus's share of the rows; they sum to 1.
+      tokenizer: the vocabulary.
+      pairs: how rows are built.
+      masking: how they are masked; of the same ``max_length``.
+      seed: the run's seed.
+      purpose: names the stream; streams of other purposes are independent.
+
+    Raises:
+      UserError: next sentences are asked for, and a split has one document only.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[Split],
+        weights: Sequence[float],
+        tokenizer: WordPieceTokenizer,
+        pairs: PairOptions,
+        masking: MaskingOptions,
+        *,
+        seed: int,
+        purpose: str,
+    ):
+        for split in splits:
+            if pairs.objective is Objective.NEXT_SENTENCE and _has_one_document(split):
+                raise UserError(
+                    f"the {split.name} split of {split.directory} has only one document, so a "
+                    "random next segment cannot come from another one; prepare the corpus from "
+                    "more documents, or set --config.data.objective=none"
+                )
+        self._splits = splits
+        self._indexes = [WindowIndex(split.lengths, pairs.capacity) for split in splits]
+        self._plan = MixturePlan(weights, purpose_seed(seed, f"{purpose} mixture"))
+        self._pairs = pairs
+        self._masking = masking
+        self._special = SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+        self._table = token_table(tokenizer)
+        self._seed = seed
+        self._purpose = purpose
+
+    def epoch_sizes(self) -> list[int]:
+        """Rows of one epoch of each corpus."""
+        return [len(index) for index in self._indexes]
+
+    def counts(self, rows: int) -> np.ndarray:
+        """How many of the first ``rows`` rows come from each corpus: int64 [corpora]."""
+        return self._plan.counts(rows)
+
+    def batch(self, first_row: int, rows: int) -> dict[str, np.ndarray]:
+        """Builds rows ``first_row`` to ``first_row + rows`` of the stream.
+
+        Returns:
+          ``token_ids``, ``segment_ids`` int32 [B, L]; ``lengths`` int32 [B], real tokens of a row;
+          ``masked_positions``, ``masked_labels`` int32 and ``masked_weights`` float32 [B, M];
+          ``next_sentence_label`` int32 [B]; ``example_weights`` float32 [B], all 1.
+        """
+        pair_uniforms = self._uniforms("pairs", first_row, rows, UNIFORMS_PER_ROW)
+        coins = self._words("cuts", first_row, rows, self._pairs.coins_per_row)
+        sources, places = self._plan.assign(first_row, rows)
+        built: list[Rows] = []
+        order: list[np.ndarray] = []
+        for number, (split, index) in enumerate(zip(self._splits, self._indexes, strict=True)):
+            mine = np.flatnonzero(sources == number)
+            if not mine.size:
+                continue
+            shuffle_seed = purpose_seed(self._seed, f"{self._purpose} order {number}")
+            windows = shuffled_records(len(index), places[mine], shuffle_seed)
+            order.append(mine)
+            built.append(
+                build_rows(
+                    split,
+                    index,
+                    windows,
+                    pair_uniforms[mine],
+                    coins[mine],
+                    self._pairs,
+                    self._special,
+                )
+            )
+        # Rows were built source by source; put them back where the plan has them.
+        back = np.argsort(np.concatenate(order))
+        merged = Rows(*(np.concatenate(parts)[back] for parts in zip(*built, strict=True)))
+        masked = mask_rows(
+            merged.token_ids_BL,
+            merged.lengths_B,
+            self._uniforms("masks", first_row, rows, self._masking.uniforms_per_row),
+            self._words("mask order", first_row, rows, self._masking.words_per_row),
+            self._masking,
+            self._table,
+        )
+        return {
+            "token_ids": masked.token_ids_BL,
+            "segment_ids": merged.segment_ids_BL,
+            "lengths": merged.lengths_B,
+            "masked_positions": masked.positions_BM,
+            "masked_labels": masked.labels_BM,
+            "masked_weights": masked.weights_BM,
+            "next_sentence_label": merged.labels_B,
+            "example_weights": np.ones(rows, np.float32),
+        }
+
+    def _uniforms(self, purpose: str, first_row: int, rows: int, draws: int) -> np.ndarray:
+        return uniforms(self._seed, f"{self._purpose} {purpose}", first_row, rows, draws)
+
+    def _words(self, purpose: str, first_row: int, rows: int, words: int) -> np.ndarray:
+        return random_words(self._seed, f"{self._purpose} {purpose}", first_row, rows, words)
+
+
+def token_table(tokenizer: WordPieceTokenizer) -> TokenTable:
+    """What masking needs to know of a vocabulary."""
+    is_special = np.zeros(tokenizer.size, bool)
+    is_special[list(tokenizer.special_ids)] = True
+    return TokenTable(
+        mask_id=tokenizer.mask_id,
+        is_special=is_special,
+        is_continuation=tokenizer.is_continuation,
+        ordinary_ids=np.flatnonzero(~is_special).astype(np.int32),
+    )
+
+
+def pad_batch(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """Fills a batch up to ``rows`` examples with zeros: no tokens, no weight."""
+    missing = rows - len(batch["lengths"])
+    return {
+        name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+        for name, array in batch.items()
+    }
+
+
+def _has_one_document(split: Split) -> bool:
+    return bool((split.documents == split.documents[0]).all())

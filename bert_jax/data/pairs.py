@@ -1,0 +1,367 @@
+"""Builds model inputs from chunks: ``[CLS] A [SEP] B [SEP]``, or ``[CLS] text [SEP]``.
+
+The recipe is BERT's (google-research/bert, ``create_pretraining_data.py``): fill a row with sentences
+up to a target length, which is shorter for one row in ten; split it after a random sentence into A and
+B; put a random B there half of the time; cut the longer segment, at a random end, until both fit.
+It differs where BERT's lets the lengths tell the label. Here the lengths of A and B are settled before
+the label is drawn, for both labels alike: a random B starts after a sentence that its own chunk could
+have been split at, and is cut to the length that the true B would have had.
+
+Everything is vectorised over the rows of a batch. Sentence and token positions count from the start of
+the batch's concatenated chunks, where they grow from one chunk to the next, so that one
+``searchsorted`` serves ragged rows.
+
+Shapes: B rows, L sequence length, K candidate partners, W words of coin tosses.
+"""
+
+import dataclasses
+import enum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from bert_jax.data.chunks import ChunkBatch
+from bert_jax.data.randomness import below
+
+# Columns of a row's uniforms.
+_SHORT, _SHORT_LENGTH, _SPLIT, _LABEL, _PARTNER_SPLIT, _PARTNERS = range(6)
+_PARTNER_CANDIDATES = 4
+UNIFORMS_PER_ROW = _PARTNERS + _PARTNER_CANDIDATES
+
+
+class Objective(enum.StrEnum):
+    """What the second segment is for."""
+
+    NEXT_SENTENCE = "nsp"  # BERT: does B follow A? 0 = next, 1 = random
+    SENTENCE_ORDER = "sop"  # ALBERT: are A and B in order? 0 = in order, 1 = swapped
+    NONE = "none"  # RoBERTa: one segment of full length, no label
+
+
+@dataclasses.dataclass(frozen=True)
+class PairOptions:
+    """How rows are built.
+
+    Attributes:
+      max_length: L, special tokens included.
+      objective: what the second segment is for.
+      short_sequence_share: share of pair rows with a random, shorter target length.
+      random_next_share: share of rows with label 1.
+    """
+
+    max_length: int
+    objective: Objective = Objective.NEXT_SENTENCE
+    short_sequence_share: float = 0.1
+    random_next_share: float = 0.5
+
+    @property
+    def capacity(self) -> int:
+        """The most text tokens a row can hold."""
+        return self.max_length - (2 if self.objective is Objective.NONE else 3)
+
+    @property
+    def coins_per_row(self) -> int:
+        """Words of coin tosses that a row may need to be cut, for both segments together."""
+        return 2 * _coin_words(self.max_length)
+
+
+class ChunkSource(Protocol):
+    """Chunks by number: a split of a corpus.
+
+    Attributes:
+      lengths: int [n], tokens of each chunk, at least 2.
+      documents: int [n], the document that each chunk is from.
+    """
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def documents(self) -> np.ndarray: ...
+
+    def read(self, numbers: np.ndarray) -> ChunkBatch: ...
+
+
+class Rows(NamedTuple):
+    """Model inputs before masking.
+
+    Attributes:
+      token_ids_BL: int32.
+      segment_ids_BL: int32, 0 for ``[CLS] A [SEP]`` and padding, 1 for ``B [SEP]``.
+      lengths_B: int32, the number of real tokens, which come first.
+      labels_B: int32, the objective's label; 0 where it has none.
+    """
+
+    token_ids_BL: np.ndarray
+    segment_ids_BL: np.ndarray
+    lengths_B: np.ndarray
+    labels_B: np.ndarray
+
+
+class SpecialTokens(NamedTuple):
+    """Ids of the tokens that frame a row."""
+
+    pad: int
+    cls: int
+    sep: int
+
+
+class WindowIndex:
+    """Numbers the windows that a source's chunks offer to rows of a given capacity.
+
+    A chunk that fits a row is one window. A corpus that was prepared for longer sequences offers each
+    chunk as several windows, so that an epoch still sees every part of the text about once.
+    """
+
+    def __init__(self, lengths: np.ndarray, capacity: int):
+        self._parts = np.maximum(np.rint(lengths / capacity), 1).astype(np.int64)
+        self._ends = np.cumsum(self._parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The chunk of each window, and how far into it the window starts as a share in [0, 1)."""
+        chunks = np.searchsorted(self._ends, windows, side="right")
+        parts = self._parts[chunks]
+        return chunks, (windows - (self._ends[chunks] - parts)) / parts
+
+
+class _Windows(NamedTuple):
+    """Token positions in a ChunkBatch: text from ``start`` to ``end``, split at ``middle``."""
+
+    start: np.ndarray
+    middle: np.ndarray
+    end: np.ndarray
+
+
+def _choose_windows(
+    chunks: ChunkBatch, where: np.ndarray, targets: np.ndarray, split: np.ndarray
+) -> _Windows:
+    """Whole sentences of each chunk, from about ``where``, until ``targets`` tokens are reached.
+
+    The split falls after a random sentence, or, where one sentence is all there is, inside it.
+    """
+    starts, ends = _sentence_bounds(chunks)
+    chunk_starts, chunk_ends = chunks.token_offsets[:-1], chunks.token_offsets[1:]
+    wanted = chunk_starts + (where * (chunk_ends - chunk_starts)).astype(np.int64)
+    # A window needs two tokens, one for each segment.
+    last_start = np.searchsorted(starts, chunk_ends - 2, side="right") - 1
+    first = np.minimum(np.searchsorted(starts, wanted), last_start)
+    start = starts[first]
+    last = np.minimum(np.searchsorted(ends, start + targets), chunks.sentence_offsets[1:] - 1)
+    end = ends[last]
+    between = first + below(split, last - first)
+    inside = start + 1 + below(split, end - start - 1)
+    return _Windows(start, np.where(last > first, ends[between], inside), end)
+
+
+def _sentence_bounds(chunks: ChunkBatch) -> tuple[np.ndarray, np.ndarray]:
+    """First and past-the-last token of every sentence; a chunk starts where the one before ends."""
+    ends = chunks.sentence_ends
+    return np.concatenate([[0], ends[:-1]]), ends
+
+
+def truncated_lengths(
+    first: np.ndarray, second: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths left when the longer segment loses one token at a time until both fit the target.
+
+    The closed form of BERT's ``truncate_seq_pair``; of two equal segments, the second loses.
+    """
+    excess = np.maximum(first + second - target, 0)
+    until_equal = np.minimum(excess, np.abs(first - second))
+    after = excess - until_equal
+    first_cut = np.where(first > second, until_equal, 0) + after // 2
+    second_cut = np.where(first > second, 0, until_equal) + (after + 1) // 2
+    return first - first_cut, second - second_cut
+
+
+def _coin_words(max_cut: int) -> int:
+    return -(-max_cut // 64)
+
+
+def _heads(coins_BW: np.ndarray, tosses: np.ndarray) -> np.ndarray:
+    """Heads among the first ``tosses`` coins of each row; a row has 64 W of them, used in turn."""
+    available = 64 * coins_BW.shape[1]
+    per_round = np.bitwise_count(coins_BW).sum(axis=1, dtype=np.int64)
+    rounds, rest = np.divmod(tosses, available)
+    bits = np.clip(rest[:, None] - 64 * np.arange(coins_BW.shape[1]), 0, 64).astype(np.uint64)
+    # A shift by 64 is undefined, so the full word is taken apart.
+    masks = np.where(bits == 64, ~np.uint64(0), (np.uint64(1) << (bits % 64)) - np.uint64(1))
+    return rounds * per_round + np.bitwise_count(coins_BW & masks).sum(axis=1, dtype=np.int64)
+
+
+def build_rows(
+    source: ChunkSource,
+    index: WindowIndex,
+    windows: np.ndarray,
+    uniforms: np.ndarray,
+    coins: np.ndarray,
+    options: PairOptions,
+    special: SpecialTokens,
+) -> Rows:
+    """Builds one row for each window.
+
+    Args:
+      source: where chunks are read; for next sentences, of two documents or more.
+      index: the source's windows for ``options.capacity``.
+      windows: int64 [B], window numbers.
+      uniforms: float64 [B, UNIFORMS_PER_ROW].
+      coins: uint64 [B, options.coins_per_row], fair coin tosses.
+      options: how to build rows.
+      special: ids of the framing tokens.
+    """
+    chunk_numbers, where = index.locate(windows)
+    chunks = source.read(chunk_numbers)
+    if options.objective is Objective.NONE:
+        return _build_single_segments(chunks, where, options, special)
+
+    targets = _target_lengths(uniforms, options)
+    window = _choose_windows(chunks, where, targets, uniforms[:, _SPLIT])
+    full_first, full_second = window.middle - window.start, window.end - window.middle
+    first_length, second_length = truncated_lengths(full_first, full_second, targets)
+    words = coins.shape[1] // 2
+    first_front = _heads(coins[:, :words], full_first - first_length)
+    second_front = _heads(coins[:, words:], full_second - second_length)
+
+    first_start = window.start + first_front
+    is_one = (uniforms[:, _LABEL] < options.random_next_share).astype(np.int64)
+    if options.objective is Objective.SENTENCE_ORDER:
+        second_start = window.middle + second_front
+        swapped = is_one == 1
+        first_start, second_start = (
+            np.where(swapped, second_start, first_start),
+            np.where(swapped, first_start, second_start),
+        )
+        first_length, second_length = (
+            np.where(swapped, second_length, first_length),
+            np.where(swapped, first_length, second_length),
+        )
+        tokens = chunks.token_ids
+    else:
+        partners, partner_where = _choose_partners(
+            source, index, chunk_numbers, second_front + second_length, uniforms
+        )
+        # A partner that is too short shortens B for both labels, or its length would tell the label.
+        room = source.lengths[partners].astype(np.int64)
+        second_front = np.minimum(second_front, room - 1)
+        second_length = np.minimum(second_length, room - second_front)
+        second_start = window.middle + second_front
+        random_rows = np.flatnonzero(is_one)
+        partner_chunks = source.read(partners[random_rows])
+        second_start[random_rows] = len(chunks.token_ids) + _random_starts(
+            partner_chunks,
+            partner_where[random_rows],
+            targets[random_rows],
+            uniforms[random_rows, _PARTNER_SPLIT],
+            second_front[random_rows],
+            second_length[random_rows],
+        )
+        tokens = np.concatenate([chunks.token_ids, partner_chunks.token_ids])
+    return _frame_pairs(
+        tokens, first_start, first_length, second_start, second_length, is_one, options, special
+    )
+
+
+def _target_lengths(uniforms: np.ndarray, options: PairOptions) -> np.ndarray:
+    """Text tokens each row aims at: the capacity, or for short rows anything from 2 up to it."""
+    short = uniforms[:, _SHORT] < options.short_sequence_share
+    shorter = 2 + below(uniforms[:, _SHORT_LENGTH], options.capacity - 1)
+    return np.where(short, shorter, options.capacity)
+
+
+def _choose_partners(
+    source: ChunkSource,
+    index: WindowIndex,
+    chunk_numbers: np.ndarray,
+    needed: np.ndarray,
+    uniforms: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks of other documents, long enough to yield ``needed`` tokens where candidates allow.
+
+    Returns:
+      (int64 [B] chunk numbers, float64 [B] where their windows start).
+    """
+    draws_BK = uniforms[:, _PARTNERS : _PARTNERS + _PARTNER_CANDIDATES]
+    candidates_BK, where_BK = index.locate(below(draws_BK, len(index)))
+    documents = source.documents
+    foreign_BK = documents[candidates_BK] != documents[chunk_numbers][:, None]
+    useful_BK = np.where(foreign_BK, np.minimum(source.lengths[candidates_BK], needed[:, None]), 0)
+    choice = np.argmax(useful_BK, axis=1)
+    rows = np.arange(len(choice))
+    partners, where = candidates_BK[rows, choice], where_BK[rows, choice]
+    # Where one document makes up most of the corpus, walk on to the next foreign chunk.
+    lost = np.flatnonzero(~foreign_BK[rows, choice])
+    where[lost] = 0.0
+    while lost.size:
+        partners[lost] = (partners[lost] + 1) % len(documents)
+        lost = lost[documents[partners[lost]] == documents[chunk_numbers[lost]]]
+    return partners, where
+
+
+def _random_starts(
+    chunks: ChunkBatch,
+    where: np.ndarray,
+    targets: np.ndarray,
+    split: np.ndarray,
+    front: np.ndarray,
+    length: np.ndarray,
+) -> np.ndarray:
+    """Where a random B starts in its partner: as a true B there would, moved back if it must fit."""
+    middle = _choose_windows(chunks, where, targets, split).middle
+    starts, _ = _sentence_bounds(chunks)
+    latest = chunks.token_offsets[1:] - (front + length)
+    fitting = starts[np.searchsorted(starts, latest, side="right") - 1]
+    return np.where(middle <= latest, middle, fitting) + front
+
+
+def _frame_pairs(
+    tokens: np.ndarray,
+    first_start: np.ndarray,
+    first_length: np.ndarray,
+    second_start: np.ndarray,
+    second_length: np.ndarray,
+    labels: np.ndarray,
+    options: PairOptions,
+    special: SpecialTokens,
+) -> Rows:
+    """Lays ``[CLS] A [SEP] B [SEP]`` out in rows of fixed length."""
+    column = np.arange(options.max_length)
+    first_end = (1 + first_length)[:, None]  # the column of the [SEP] after A
+    second_end = first_end + (1 + second_length)[:, None]  # and of the one after B
+    in_second_BL = column > first_end
+    source_BL = np.where(
+        in_second_BL, column - first_end - 1 + second_start[:, None], column - 1 + first_start[:, None]
+    )
+    token_ids_BL = tokens.take(source_BL, mode="clip")
+    token_ids_BL[:, 0] = special.cls
+    token_ids_BL[(column == first_end) | (column == second_end)] = special.sep
+    token_ids_BL[column > second_end] = special.pad
+    return Rows(
+        token_ids_BL=token_ids_BL,
+        segment_ids_BL=(in_second_BL & (column <= second_end)).astype(np.int32),
+        lengths_B=(second_end[:, 0] + 1).astype(np.int32),
+        labels_B=labels.astype(np.int32),
+    )
+
+
+def _build_single_segments(
+    chunks: ChunkBatch, where: np.ndarray, options: PairOptions, special: SpecialTokens
+) -> Rows:
+    """Rows of ``[CLS] text [SEP]`` that start at a sentence and are filled to the last token."""
+    rows = len(where)
+    full = np.full(rows, options.capacity)
+    start = _choose_windows(chunks, where, full, np.zeros(rows)).start
+    length = np.minimum(chunks.token_offsets[1:] - start, options.capacity)
+    column = np.arange(options.max_length)
+    end = (1 + length)[:, None]
+    token_ids_BL = chunks.token_ids.take(start[:, None] + column - 1, mode="clip")
+    token_ids_BL[:, 0] = special.cls
+    token_ids_BL[column == end] = special.sep
+    token_ids_BL[column > end] = special.pad
+    return Rows(
+        token_ids_BL=token_ids_BL,
+        segment_ids_BL=np.zeros_like(token_ids_BL),
+        lengths_B=(length + 2).astype(np.int32),
+        labels_B=np.zeros(rows, np.int32),
+    )

@@ -1,0 +1,107 @@
+"""Documents from the text of a TFDS data set (``wikipedia/20230601.en``), without TensorFlow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bert_jax.data.documents import Passage, Tally, whole_document
+from bert_jax.errors import UserError
+
+PREFIX = "tfds:"
+_READ_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TfdsText:
+    """One split of a TFDS data set; a row is a document.
+
+    Attributes:
+      name: the input as the user typed it: ``tfds:NAME``, ``tfds:NAME/CONFIG``.
+      split: the split, in TFDS's notation.
+      text_field: the feature that holds the text; None takes ``text``, or the only text feature.
+      data_dir: where TFDS keeps its data; None is TFDS's own default.
+    """
+
+    name: str
+    split: str = "train"
+    text_field: str | None = None
+    data_dir: str | None = None
+
+    @property
+    def disk_bytes(self) -> None:
+        """Not known before the data set is read."""
+        return None
+
+    def passages(self, tally: Tally) -> Iterator[Passage]:
+        """The split's documents; prepares the data set first where that was not yet done.
+
+        Raises:
+          UserError: TFDS does not know the data set or cannot fetch it, or it lacks the split or
+            the text.
+        """
+        data_set = self.name.removeprefix(PREFIX)
+        builder = _prepared(data_set, self.data_dir)
+        field = _text_feature(builder, self.text_field)
+        try:
+            source = builder.as_data_source(
+                split=self.split, decoders=tfds.decode.PartialDecoding({field: True})
+            )
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{data_set} has no split {self.split!r} ({_first_line(error)}); choose one of "
+                f"{', '.join(builder.info.splits)} with --tfds_split"
+            ) from None
+        for start in range(0, len(source), _READ_AT_ONCE):
+            rows = source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
+            for row in rows:
+                text = row[field]
+                tally.disk_bytes += len(text)
+                yield from whole_document(text.decode("utf-8", errors="replace"))
+
+
+def _prepared(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    where = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(data_set, data_dir=data_dir, file_format="array_record")
+    # A builder's own code runs here; whatever it raises, there is no such data set for us.
+    except Exception as error:
+        raise UserError(
+            f"TFDS has no data set {data_set!r} that works here ({_first_line(error)}); check the "
+            "name in the catalogue at https://www.tensorflow.org/datasets"
+        ) from error
+    if builder.is_prepared():
+        return builder
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    # Network, checksum, disk and missing-package failures come as many types, some of TFDS's own.
+    except Exception as error:
+        raise UserError(
+            f"TFDS cannot fetch and prepare {data_set!r} in {where} ({_first_line(error)}); "
+            "check the network, or copy it from where it is prepared in the array_record format"
+        ) from error
+    return builder
+
+
+def _text_feature(builder: tfds.core.DatasetBuilder, field: str | None) -> str:
+    features = builder.info.features
+    texts = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.Text)
+        and np.dtype(feature.np_dtype) == np.dtype(object)
+    ]
+    if field is None and "text" not in texts and len(texts) == 1:
+        return texts[0]
+    chosen = field or "text"
+    if chosen not in texts:
+        raise UserError(
+            f"{builder.info.full_name} has no text feature {chosen!r}; name one of "
+            f"{', '.join(texts) or 'none: it holds no text'} with --text_field"
+        )
+    return chosen
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

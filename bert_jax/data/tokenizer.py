@@ -1,0 +1,292 @@
+"""WordPiece, as BERT has it (https://arxiv.org/abs/1810.04805, google-research/bert).
+
+The work is done by Hugging Face ``tokenizers``; this class fixes what is open there: which special
+tokens exist, that "[MASK]" in raw text is ordinary characters, that training is deterministic, and
+one canonical form whose hash names the vocabulary.
+"""
+
+import collections
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from bert_jax.errors import UserError
+
+PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL_TOKENS = (PAD, UNKNOWN, CLS, SEP, MASK)
+CONTINUATION_PREFIX = "##"
+# Longer words become [UNK], as in transformers' BertTokenizer.
+_MAX_CHARACTERS_PER_WORD = 100
+_MIN_ALPHABET = 1000
+
+
+class WordPieceTokenizer:
+    """A vocabulary and the rules that turn text into its ids.
+
+    Made by ``train``, ``from_file`` or ``from_json``; immutable; may be pickled.
+
+    Attributes:
+      vocabulary: the tokens, in the order of their ids.
+      lowercase: whether text is lower-cased (and stripped of accents) first.
+      size: the number of tokens, V.
+      pad_id, unknown_id, cls_id, sep_id, mask_id: ids of the special tokens.
+      special_ids: all five, rising.
+      is_continuation: bool [V], true for pieces that continue a word ("##ing"). Read-only.
+      hash: 64 hexadecimal digits over the vocabulary and ``lowercase``; two tokenizers with equal
+        hashes give equal ids.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], *, lowercase: bool, origin: str = "vocabulary"):
+        """Builds a tokenizer from its tokens.
+
+        Args:
+          vocabulary: the tokens, in the order of their ids.
+          lowercase: whether to lower-case text and strip accents.
+          origin: where the vocabulary came from, for messages.
+
+        Raises:
+          UserError: a special token is missing, or a token stands twice.
+        """
+        ids = {token: i for i, token in enumerate(vocabulary)}
+        if len(ids) != len(vocabulary):
+            twice = next(token for i, token in enumerate(vocabulary) if ids[token] != i)
+            raise UserError(f"{origin} has the token {twice!r} twice; remove one of the two")
+        for token in SPECIAL_TOKENS:
+            if token not in ids:
+                raise UserError(
+                    f"{origin} has no {token} token, which BERT needs; add it to the vocabulary, "
+                    "or leave out --vocabulary to train one"
+                )
+        self.vocabulary = tuple(vocabulary)
+        self.lowercase = lowercase
+        self.size = len(vocabulary)
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (
+            ids[token] for token in SPECIAL_TOKENS
+        )
+        self.special_ids = tuple(sorted(ids[token] for token in SPECIAL_TOKENS))
+        self.is_continuation = np.array(
+            [token.startswith(CONTINUATION_PREFIX) for token in vocabulary], bool
+        )
+        self.is_continuation.flags.writeable = False
+        digest = hashlib.sha256(json.dumps([lowercase, self.vocabulary]).encode())
+        self.hash = digest.hexdigest()
+        self._ids = ids
+        self._parses_special_tokens = _wordpiece(ids, lowercase)
+        self._plain = _wordpiece(ids, lowercase)
+        self._plain.encode_special_tokens = True
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, size: int, lowercase: bool) -> "WordPieceTokenizer":
+        """Learns a vocabulary. The same texts give the same vocabulary.
+
+        Args:
+          texts: the text to learn from; lines or paragraphs are read faster than whole books.
+          size: how many tokens to aim for, special tokens included; little text gives fewer.
+          lowercase: whether to lower-case text and strip accents.
+
+        Raises:
+          UserError: ``size`` has no room for the special tokens, or there is no text.
+        """
+        if size <= len(SPECIAL_TOKENS):
+            raise UserError(
+                f"A vocabulary of {size} tokens has no room for text next to the "
+                f"{len(SPECIAL_TOKENS)} special tokens; choose a larger --vocab_size"
+            )
+        texts = list(texts)
+        tokenizer = _wordpiece({UNKNOWN: 0}, lowercase)
+        # Scripts such as Chinese need a large alphabet; rare characters must not displace words.
+        most = min(max(_MIN_ALPHABET, size // 4), (size - len(SPECIAL_TOKENS)) // 2)
+        alphabet = _alphabet(texts, tokenizer)[:most]
+        inside_words = [
+            CONTINUATION_PREFIX + character
+            for character in alphabet
+            if len(tokenizer.pre_tokenizer.pre_tokenize_str(_normal(tokenizer, "a" + character)))
+            == 1
+        ]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size,
+            min_frequency=2,
+            # The trainer numbers single characters as it meets them, in the order of a randomly
+            # seeded hash table, and breaks ties by number. Listing them all here fixes the order.
+            special_tokens=[*SPECIAL_TOKENS, *alphabet, *inside_words],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            continuing_subword_prefix=CONTINUATION_PREFIX,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        vocabulary = _in_order_of_ids(tokenizer.get_vocab(with_added_tokens=True))
+        if len(vocabulary) == len(SPECIAL_TOKENS):
+            raise UserError("There is no text to learn a vocabulary from; check --input")
+        return cls(vocabulary, lowercase=lowercase, origin="The trained vocabulary")
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, lowercase: bool | None = None) -> "WordPieceTokenizer":
+        """Reads ``vocab.txt`` (one token a line) or a WordPiece ``tokenizer.json``.
+
+        Args:
+          path: the file.
+          lowercase: whether to lower-case text and strip accents. None takes what a
+            ``tokenizer.json`` says, and takes a ``vocab.txt`` as cased when more than a hundredth
+            of its tokens hold an ASCII capital (of google-research/bert's vocabularies the cased
+            ones are far above that, the uncased and Chinese ones far below).
+
+        Raises:
+          UserError: the file cannot be read, is not a WordPiece vocabulary, lacks a special token,
+            or says otherwise than ``lowercase``.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise UserError(
+                f"The vocabulary {path} cannot be read ({error.strerror}); check --vocabulary"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The vocabulary {path} is not UTF-8 (byte {error.start}); convert it first"
+            ) from None
+        if path.suffix == ".json":
+            return cls._from_tokenizer_json(text, lowercase=lowercase, origin=str(path))
+        # Only "\n" ends a line: vocabularies hold other characters that Python takes for line ends.
+        vocabulary = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        if lowercase is None:
+            lowercase = not _looks_cased(vocabulary)
+        return cls(vocabulary, lowercase=lowercase, origin=str(path))
+
+    @classmethod
+    def from_json(cls, text: str) -> "WordPieceTokenizer":
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          UserError: the text is not a WordPiece ``tokenizer.json`` as BERT uses it.
+        """
+        return cls._from_tokenizer_json(text, lowercase=None, origin="tokenizer JSON")
+
+    @classmethod
+    def _from_tokenizer_json(
+        cls, text: str, *, lowercase: bool | None, origin: str
+    ) -> "WordPieceTokenizer":
+        try:
+            fields = json.loads(text)
+            model: dict[str, Any] = fields["model"]
+            normalizer: dict[str, Any] = fields["normalizer"]
+            vocabulary = _in_order_of_ids(
+                {token: int(i) for token, i in model["vocab"].items()}
+                | {added["content"]: int(added["id"]) for added in fields["added_tokens"]}
+            )
+            is_bert = (
+                model.get("type", "WordPiece") == "WordPiece"
+                and model.get("continuing_subword_prefix") == CONTINUATION_PREFIX
+                and normalizer["type"] == "BertNormalizer"
+                and fields["pre_tokenizer"]["type"] == "BertPreTokenizer"
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            is_bert = False
+        if not is_bert:
+            raise UserError(
+                f"{origin} is not the tokenizer.json of a BERT WordPiece tokenizer; give its "
+                "vocab.txt, or leave out --vocabulary to train one"
+            )
+        # strip_accents is null where it follows lowercase, which is all that BERT uses.
+        own_lowercase = bool(normalizer["lowercase"])
+        if normalizer.get("strip_accents") not in (None, own_lowercase):
+            raise UserError(
+                f"{origin} lower-cases without stripping accents, or the reverse, which BERT's "
+                "tokenizer does not; give its vocab.txt with --cased or --uncased"
+            )
+        if lowercase is not None and lowercase != own_lowercase:
+            raise UserError(
+                f"{origin} is {'uncased' if own_lowercase else 'cased'}, which contradicts "
+                f"--{'uncased' if lowercase else 'cased'}; leave the option out"
+            )
+        return cls(vocabulary, lowercase=own_lowercase, origin=origin)
+
+    def to_json(self) -> str:
+        """A ``tokenizer.json`` that ``tokenizers`` and ``transformers`` read; keys are sorted."""
+        fields = json.loads(self._parses_special_tokens.to_str())
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of raw texts, without [CLS] and [SEP]; "[MASK]" in a text is not a special token."""
+        encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_with_masks(self, text: str) -> list[int]:
+        """Ids of a text in which "[MASK]" (and the other special tokens) mean what they say.
+
+        Without [CLS] and [SEP] around it.
+        """
+        return self._parses_special_tokens.encode(text, add_special_tokens=False).ids
+
+    def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
+        """Text for ids, special tokens included, with word pieces joined."""
+        ids = [int(i) for i in token_ids]
+        return self._parses_special_tokens.decode(ids, skip_special_tokens=False)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token, or of [UNK] if the vocabulary lacks it."""
+        return self._ids.get(token, self.unknown_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.vocabulary, self.lowercase)
+
+
+def _rebuild(vocabulary: tuple[str, ...], lowercase: bool) -> WordPieceTokenizer:
+    return WordPieceTokenizer(vocabulary, lowercase=lowercase)
+
+
+def _alphabet(texts: Iterable[str], tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """The characters that are left of texts when they are normalised, the most frequent first."""
+    raw: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        raw.update(text)
+    counts: collections.Counter[str] = collections.Counter()
+    for character, count in raw.items():  # normalising works character by character
+        for normal in "".join(_normal(tokenizer, character).split()):
+            counts[normal] += count
+    return sorted(counts, key=lambda character: (-counts[character], character))
+
+
+def _normal(tokenizer: tokenizers.Tokenizer, text: str) -> str:
+    normal: str = tokenizer.normalizer.normalize_str(text)
+    return normal
+
+
+def _wordpiece(ids: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece(
+            ids,
+            unk_token=UNKNOWN,
+            max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD,
+            continuing_subword_prefix=CONTINUATION_PREFIX,
+        )
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION_PREFIX)
+    if all(token in ids for token in SPECIAL_TOKENS):
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def _looks_cased(vocabulary: Sequence[str]) -> bool:
+    words = [token for token in vocabulary if not token.startswith("[")]
+    capitalised = sum(any("A" <= character <= "Z" for character in word) for word in words)
+    return capitalised > len(words) / 100
+
+
+def _in_order_of_ids(ids: dict[str, int]) -> list[str]:
+    """The tokens by id; ids must be 0, 1, 2, ... without gaps."""
+    vocabulary = sorted(ids, key=ids.__getitem__)
+    if [ids[token] for token in vocabulary] != list(range(len(vocabulary))):
+        raise ValueError("token ids have gaps")
+    return vocabulary

@@ -1,0 +1,94 @@
+"""Bidirectional multi-head self-attention (Vaswani et al., arXiv:1706.03762).
+
+Shapes: B batch, L length (of queries), S length (of keys and values), D model width, N heads,
+K head width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bert_jax.models.config import BertConfig
+from bert_jax.models.layers import Projection, dropout
+
+Array = jax.Array
+
+# Stands in for minus infinity. It is finite, so that a sequence of length 0 attends evenly instead
+# of giving NaN, and large enough for exp to underflow to an exact zero beside any real score.
+MASKED_SCORE = -1e9
+
+
+def dot_product_attention(
+    query_BLNK: Array,
+    key_BSNK: Array,
+    value_BSNK: Array,
+    lengths_B: Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Attends from every query to the real keys of its sequence.
+
+    Scores and softmax are computed in float32, the two products in the inputs' type.
+
+    Args:
+      query_BLNK: queries.
+      key_BSNK: keys.
+      value_BSNK: values.
+      lengths_B: int32, how many leading keys are real. Keys past them change nothing. With length 0
+        the output is finite and means nothing.
+      dropout_rate: dropped share of the attention probabilities.
+      dropout_key: typed PRNG key for it; without one nothing is dropped.
+
+    Returns:
+      Array [B, L, N, K] in the queries' type.
+    """
+    scale = 1 / math.sqrt(query_BLNK.shape[-1])
+    scores_BNLS = jnp.einsum(
+        "BLNK,BSNK->BNLS", query_BLNK * scale, key_BSNK, preferred_element_type=jnp.float32
+    )
+    real_BS = jnp.arange(key_BSNK.shape[1]) < lengths_B[:, None]
+    scores_BNLS = jnp.where(real_BS[:, None, None, :], scores_BNLS, MASKED_SCORE)
+    probabilities_BNLS = jax.nn.softmax(scores_BNLS, axis=-1).astype(value_BSNK.dtype)
+    if dropout_key is not None:
+        probabilities_BNLS = dropout(probabilities_BNLS, dropout_rate, dropout_key)
+    return jnp.einsum("BNLS,BSNK->BLNK", probabilities_BNLS, value_BSNK)
+
+
+class SelfAttention(nn.Module):
+    """Fused query/key/value projection, attention and output projection of one layer."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden_BLD: Array, lengths_B: Array, *, deterministic: bool) -> Array:
+        """Maps hidden states [B, L, D] to the attention block's output [B, L, D]."""
+        config = self.config
+        dtype = jnp.dtype(config.compute_dtype)
+        query_key_value_BL3NK = Projection(
+            shape=(config.width, 3, config.heads, config.head_width),
+            axes=("width", "qkv", "heads", "head_width"),
+            stddev=config.initializer_stddev,
+            dtype=dtype,
+            name="query_key_value",
+        )(hidden_BLD)
+        query_BLNK, key_BLNK, value_BLNK = jnp.moveaxis(query_key_value_BL3NK, 2, 0)
+        drop = config.attention_dropout > 0.0 and not deterministic
+        context_BLNK = dot_product_attention(
+            query_BLNK,
+            key_BLNK,
+            value_BLNK,
+            lengths_B,
+            dropout_rate=config.attention_dropout,
+            dropout_key=self.make_rng("dropout") if drop else None,
+        )
+        return Projection(
+            shape=(config.heads, config.head_width, config.width),
+            axes=("heads", "head_width", "width"),
+            stddev=config.initializer_stddev,
+            dtype=dtype,
+            contracted=2,
+            name="output",
+        )(context_BLNK)

@@ -1,0 +1,164 @@
+"""The shape of a BERT encoder: its hyperparameters, the published sizes and the parameter count."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+from bert_jax.errors import UserError
+
+# Tables over the vocabulary are stored with a multiple of this many rows, so that they divide over
+# a mesh and fill a TPU's lanes. The rows past `vocabulary_size` are zero and stay zero.
+VOCABULARY_MULTIPLE = 128
+
+# (layers, width) of the models that google-research/bert named; heads = width / 64 and the
+# feed-forward width = 4 * width in all of them and in the 24 miniatures of Turc et al.,
+# "Well-Read Students Learn Better", arXiv:1908.08962.
+SIZES: dict[str, tuple[int, int]] = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+HEAD_WIDTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Everything that decides a BERT model's parameters and computation.
+
+    Attributes:
+      vocabulary_size: real word pieces, without the padding of the stored tables.
+      layers: transformer layers.
+      width: width of the hidden states; a multiple of `heads`.
+      heads: attention heads of `width / heads` each.
+      feed_forward_width: inner width of the feed-forward blocks.
+      max_positions: rows of the position table, the longest sequence that the model reads.
+      segments: rows of the segment table.
+      hidden_dropout: dropped share of the embeddings and of each block's output.
+      attention_dropout: dropped share of the attention probabilities.
+      layer_norm_epsilon: added to the variance in every LayerNorm.
+      initializer_stddev: of the truncated normal that kernels and tables start from.
+      compute_dtype: "float32" or "bfloat16", the type of matrix products and activations.
+        Parameters, softmax, LayerNorm statistics and logits are float32 in both.
+      unroll: layers that one iteration of the compiled loop runs. It changes speed and compile
+        time, never parameters or results.
+
+    Raises:
+      UserError: a value is out of range or `width` is not divisible by `heads`.
+    """
+
+    vocabulary_size: int
+    layers: int
+    width: int
+    heads: int
+    feed_forward_width: int
+    max_positions: int = 512
+    segments: int = 2
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-12
+    initializer_stddev: float = 0.02
+    compute_dtype: str = "float32"
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        counts = (
+            "vocabulary_size",
+            "layers",
+            "width",
+            "heads",
+            "feed_forward_width",
+            "max_positions",
+            "segments",
+            "unroll",
+        )
+        for name in counts:
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name} is {value}; give a number of at least 1.")
+        for name in ("hidden_dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if not 0.0 <= rate < 1.0:
+                raise UserError(f"{name} is {rate}; give a share from 0 up to, not including, 1.")
+        if self.width % self.heads:
+            raise UserError(
+                f"width {self.width} does not divide into {self.heads} heads; "
+                "choose a width that is a multiple of heads."
+            )
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"compute_dtype is {self.compute_dtype!r}; choose 'float32' or 'bfloat16'."
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        """Rows of the stored vocabulary tables: `vocabulary_size` rounded up to a multiple of 128."""
+        return -(-self.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def size_shape(size: str) -> dict[str, int]:
+    """The fields of `BertConfig` that a published size sets.
+
+    Args:
+      size: a name in `SIZES`, or the numbers of a miniature such as "L4_H256" (4 layers, width 256;
+        any width that is a multiple of 64).
+
+    Raises:
+      UserError: the size is unknown, or no multiple of the head width 64.
+    """
+    numbers = re.fullmatch(r"L(\d+)_H(\d+)", size)
+    if size in SIZES:
+        layers, width = SIZES[size]
+    elif numbers:
+        layers, width = int(numbers[1]), int(numbers[2])
+    else:
+        nearest = difflib.get_close_matches(size, SIZES, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"Model size {size!r} is unknown (did you mean {nearest!r}?); choose one of "
+            f"{', '.join(SIZES)}, or give layers and width as in 'L4_H256'."
+        )
+    if width == 0 or width % HEAD_WIDTH:
+        raise UserError(
+            f"Model size {size!r} has width {width}, which is not a multiple of the head width "
+            f"{HEAD_WIDTH}; choose a width such as {max(1, round(width / HEAD_WIDTH)) * HEAD_WIDTH}."
+        )
+    return {
+        "layers": layers,
+        "width": width,
+        "heads": width // HEAD_WIDTH,
+        "feed_forward_width": 4 * width,
+    }
+
+
+def sized_config(size: str, vocabulary_size: int, **settings: Any) -> BertConfig:
+    """The config of a published size (see `size_shape`), with other fields set by `settings`."""
+    return BertConfig(vocabulary_size=vocabulary_size, **(size_shape(size) | settings))
+
+
+def count_parameters(config: BertConfig, next_sentence: bool = True) -> int:
+    """Parameters of the pretraining model, as the literature counts them.
+
+    The padding rows of the vocabulary tables do not count, and the decoder that is tied to the word
+    table counts once: BERT-base has 110,106,428.
+
+    Args:
+      config: the model.
+      next_sentence: whether the model has the pooler and the next-sentence head.
+    """
+    width, inner = config.width, config.feed_forward_width
+    norm = 2 * width
+    embeddings = (config.vocabulary_size + config.max_positions + config.segments) * width + norm
+    attention = 4 * (width * width + width) + norm
+    feed_forward = (width * inner + inner) + (inner * width + width) + norm
+    masked_head = (width * width + width) + norm + config.vocabulary_size
+    next_sentence_head = (width * width + width) + (2 * width + 2)
+    total = embeddings + config.layers * (attention + feed_forward) + masked_head
+    return total + next_sentence_head if next_sentence else total

@@ -1,0 +1,186 @@
+"""The BERT encoder (Devlin et al., arXiv:1810.04805): embeddings and a stack of post-norm layers.
+
+Shapes: B batch, L length, D model width, V vocabulary (padded).
+
+The parameters of all layers are stacked on a leading axis "layers" and run by `nn.scan`: one layout
+whatever the unroll factor. Tree of `Encoder`:
+
+    embeddings/word [V, D], position [P, D], segment [S, D], norm/{scale, bias}
+    layers/attention/{query_key_value, output}/{kernel, bias}, attention_norm/{scale, bias},
+        feed_forward/{inner, output}/{kernel, bias}, feed_forward_norm/{scale, bias}
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bert_jax.errors import UserError
+from bert_jax.models.attention import SelfAttention
+from bert_jax.models.config import BertConfig
+from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu
+
+Array = jax.Array
+
+
+def constrain_hidden(hidden_BLD: Array) -> Array:
+    """Pins hidden states to the mesh axes of "batch" and "length"; the width stays whole.
+
+    Without it the partitioner may follow the weights' sharding instead of the batch's. It does
+    nothing when no logical axis rules are in force.
+    """
+    return nn.with_logical_constraint(hidden_BLD, ("batch", "length", None))
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and segment embeddings, then LayerNorm and dropout."""
+
+    config: BertConfig
+
+    def setup(self) -> None:
+        config = self.config
+        normal = nn.initializers.truncated_normal(config.initializer_stddev)
+        padding = config.padded_vocabulary_size - config.vocabulary_size
+
+        def word_init(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+            # Only real rows are drawn: another padding multiple starts from the same model.
+            real = normal(key, (config.vocabulary_size, shape[1]), dtype)
+            return jnp.pad(real, ((0, padding), (0, 0)))
+
+        def table(name: str, init: nn.initializers.Initializer, rows: int, axis: str) -> Array:
+            init = nn.with_logical_partitioning(init, (axis, "width"))
+            return self.param(name, init, (rows, config.width), jnp.float32)
+
+        self.word = table("word", word_init, config.padded_vocabulary_size, "vocabulary")
+        self.position = table("position", normal, config.max_positions, "position")
+        self.segment = table("segment", normal, config.segments, "segment")
+        self.norm = LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.compute_dtype))
+        self.dropout = Dropout(config.hidden_dropout)
+
+    def __call__(
+        self, token_ids_BL: Array, segment_ids_BL: Array, *, deterministic: bool
+    ) -> Array:
+        """Embeds int32 [B, L] tokens and segments as [B, L, D] in the compute type.
+
+        Raises:
+          UserError: L is larger than the position table.
+        """
+        length = token_ids_BL.shape[1]
+        if length > self.config.max_positions:
+            raise UserError(
+                f"Sequence length {length} is larger than the model's max_positions "
+                f"{self.config.max_positions}; shorten the sequences or raise max_positions."
+            )
+        segment_one_hot_BLS = jax.nn.one_hot(segment_ids_BL, self.config.segments)
+        hidden_BLD = jnp.take(self.word, token_ids_BL, axis=0)
+        hidden_BLD += self.position[:length]
+        # A product with one-hot rows: its gradient is a product too, not a scatter into two rows.
+        hidden_BLD += segment_one_hot_BLS @ self.segment
+        hidden_BLD = self.norm(constrain_hidden(hidden_BLD))
+        return self.dropout(hidden_BLD, deterministic=deterministic)
+
+
+class FeedForward(nn.Module):
+    """Two projections with an exact GELU between them."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden_BLD: Array) -> Array:
+        """Maps [B, L, D] to [B, L, D]."""
+        config = self.config
+        dtype = jnp.dtype(config.compute_dtype)
+        inner_BLF = Projection(
+            shape=(config.width, config.feed_forward_width),
+            axes=("width", "feed_forward"),
+            stddev=config.initializer_stddev,
+            dtype=dtype,
+            name="inner",
+        )(hidden_BLD)
+        return Projection(
+            shape=(config.feed_forward_width, config.width),
+            axes=("feed_forward", "width"),
+            stddev=config.initializer_stddev,
+            dtype=dtype,
+            name="output",
+        )(gelu(inner_BLF))
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm transformer layer: norm(x + dropout(block(x))) for attention, feed-forward."""
+
+    config: BertConfig
+
+    def setup(self) -> None:
+        config = self.config
+        dtype = jnp.dtype(config.compute_dtype)
+        self.attention = SelfAttention(config)
+        self.attention_norm = LayerNorm(config.layer_norm_epsilon, dtype)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = LayerNorm(config.layer_norm_epsilon, dtype)
+        self.dropout = Dropout(config.hidden_dropout)
+
+    def __call__(
+        self, hidden_BLD: Array, lengths_B: Array, deterministic: bool, all_hidden_states: bool
+    ) -> tuple[Array, Array | None]:
+        """Maps [B, L, D] to [B, L, D], given again as scan's per-layer output if asked for."""
+        update_BLD = self.attention(hidden_BLD, lengths_B, deterministic=deterministic)
+        update_BLD = self.dropout(update_BLD, deterministic=deterministic)
+        hidden_BLD = self.attention_norm(constrain_hidden(hidden_BLD + update_BLD))
+
+        update_BLD = self.feed_forward(hidden_BLD)
+        update_BLD = self.dropout(update_BLD, deterministic=deterministic)
+        hidden_BLD = self.feed_forward_norm(constrain_hidden(hidden_BLD + update_BLD))
+        return hidden_BLD, hidden_BLD if all_hidden_states else None
+
+
+class Encoder(nn.Module):
+    """BERT without heads."""
+
+    config: BertConfig
+
+    def setup(self) -> None:
+        self.embeddings = Embeddings(self.config)
+        stack = nn.scan(
+            EncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.config.layers,
+            unroll=self.config.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.layers = stack(self.config)
+
+    def __call__(
+        self,
+        token_ids_BL: Array,
+        segment_ids_BL: Array,
+        lengths_B: Array,
+        *,
+        deterministic: bool,
+        all_hidden_states: bool = False,
+    ) -> Array:
+        """Encodes padded sequences.
+
+        Args:
+          token_ids_BL: int32 word pieces in [0, vocabulary_size).
+          segment_ids_BL: int32 segments (BERT's token types).
+          lengths_B: int32; the first `lengths_B[i]` tokens of row i are real. What comes after them
+            changes no output at a real position; length 0 gives finite numbers.
+          deterministic: without dropout. Otherwise `apply` needs `rngs={"dropout": key}`.
+          all_hidden_states: give the states between the layers too.
+
+        Returns:
+          Hidden states [B, L, D] in the compute type, or with `all_hidden_states` an array
+          [layers + 1, B, L, D]: the embeddings first, the output last.
+
+        Raises:
+          UserError: L is larger than the position table.
+        """
+        embedded_BLD = self.embeddings(token_ids_BL, segment_ids_BL, deterministic=deterministic)
+        hidden_BLD, states_NBLD = self.layers(
+            embedded_BLD, lengths_B, deterministic, all_hidden_states
+        )
+        if all_hidden_states:
+            return jnp.concatenate([embedded_BLD[None], states_NBLD])
+        return hidden_BLD

@@ -1,0 +1,50 @@
+"""Model FLOPs of training, and the peaks of known chips: the two sides of MFU."""
+
+from bert_jax.models.config import BertConfig
+
+# Dense bfloat16 peak FLOP/s of one device as JAX lists it, by a part of its `device_kind`
+# (case ignored). The first match counts, so the more specific come first. Sources: the vendors'
+# data sheets; figures with sparsity are halved. JAX lists a TPU v2 or v3 core, half a chip.
+_PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("tpu v6 lite", 918e12),
+    ("tpu v6e", 918e12),
+    ("tpu v5 lite", 197e12),
+    ("tpu v5e", 197e12),
+    ("tpu v5p", 459e12),
+    ("tpu v5", 459e12),
+    ("tpu v4", 275e12),
+    ("h200", 989e12),
+    ("h100 pcie", 756e12),
+    ("h100 nvl", 835e12),
+    ("h100", 989e12),
+    ("a100", 312e12),
+)
+
+
+def train_flops_per_token(config: BertConfig, length: int, decoded_share: float) -> float:
+    """FLOPs of the forward and backward pass for one token of a sequence.
+
+    6 N + 12 layers width length + 6 p (width^2 + width vocabulary), where N = layers (4 width^2 +
+    2 width feed_forward_width) are the weights of the layers' matrix products: 2 FLOPs a weight
+    forward, twice that backward (the count of Kaplan et al., arXiv:2001.08361, plus attention and
+    the decoder). Elementwise work, embeddings, the pooler and padding count as nothing.
+
+    Args:
+      config: the model.
+      length: tokens a sequence, which attention's cost grows with.
+      decoded_share: p, the share of positions whose vocabulary logits are computed.
+    """
+    width = config.width
+    weights = config.layers * (4 * width**2 + 2 * width * config.feed_forward_width)
+    attention = 12 * config.layers * width * length
+    decoder = decoded_share * (width**2 + width * config.vocabulary_size)
+    return 6 * weights + attention + 6 * decoder
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device, by `jax.Device.device_kind`; None if it is not known."""
+    kind = device_kind.lower()
+    for part, peak in _PEAK_FLOPS:
+        if part in kind:
+            return peak
+    return None

@@ -1,0 +1,169 @@
+"""What a task is: its examples, its model, its loss and its metrics. The loop knows nothing else."""
+
+import abc
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import ml_collections
+import numpy as np
+
+from bert_jax.data.loader import prefetch
+from bert_jax.errors import UserError
+from bert_jax.training.metrics import Sums
+from bert_jax.training.report import SamplePrediction
+
+Batch: TypeAlias = Mapping[str, Any]
+
+
+class Phase(NamedTuple):
+    """A stretch of the run in which every batch has the same shapes.
+
+    Attributes:
+      first_step: updates made before the phase starts.
+      end_step: updates made when it ends.
+      batch_size: examples in a global batch.
+      description: one or two words for the plan, such as ``length 128``.
+    """
+
+    first_step: int
+    end_step: int
+    batch_size: int
+    description: str = "examples"
+
+
+class Task(abc.ABC):
+    """One thing to learn.
+
+    Batches are dictionaries of NumPy arrays whose first axis counts examples. What they hold is a
+    pure function of the config and the numbers passed in. A task keeps no state.
+
+    Attributes:
+      losses: sums that are minimised, with their coefficients.
+      selection: the validation metric that decides which checkpoint is best; lower is better.
+    """
+
+    losses: Mapping[str, float]
+    selection: str = "loss"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.config = config
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The run's phases, in order; one phase unless a task says otherwise."""
+        return (Phase(0, self.config.total_steps, self.config.batch_size),)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of the update that follows ``step`` updates; the last one when none follows."""
+        return next((p for p in self.phases if step < p.end_step), self.phases[-1])
+
+    @abc.abstractmethod
+    def initialise(self, key: jax.Array) -> Any:
+        """Makes the parameters, which may be annotated with logical axes."""
+
+    @abc.abstractmethod
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """Losses and metrics of a batch as sums over weights; traced by ``jit``.
+
+        The weights depend on the batch alone. ``tokens``, if there, counts real tokens with weight 1
+        and gives the speed. Without a key there is no dropout.
+        """
+
+    @abc.abstractmethod
+    def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+        """The given rows of the global batch of the update that follows ``step`` updates."""
+
+    @abc.abstractmethod
+    def validation_size(self, phase: Phase) -> int:
+        """How many validation examples there are."""
+
+    @abc.abstractmethod
+    def validation_batch(self, phase: Phase, first: int, rows: int) -> dict[str, np.ndarray]:
+        """``rows`` validation examples from ``first`` on; those past the end have weight zero."""
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Turns sums into the values that are reported, ``loss`` among them."""
+        values = {name: float(ratio.mean) for name, ratio in sums.items()}
+        values["loss"] = sum(scale * values[name] for name, scale in self.losses.items())
+        return values
+
+    def data_metrics(self, step: int) -> dict[str, float]:
+        """What the run has read after ``step`` updates, for the log."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with this task to be gone on from: plain JSON."""
+        return {}
+
+    def assets(self) -> dict[str, str]:
+        """Texts without which the parameters are of no use, such as the vocabulary."""
+        return {}
+
+    def flops_per_token(self, phase: Phase) -> float | None:
+        """FLOPs of an update per real token, where there is a formula."""
+        return None
+
+    def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
+        """The numbers that open the report, by their labels, from the last validation's values."""
+        return {name: value for name, value in validation.items() if name.startswith("validation/")}
+
+    def samples(self, params: Any) -> Sequence[SamplePrediction]:
+        """A few predictions on validation examples, for the report."""
+        return ()
+
+
+def process_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process makes: one contiguous block."""
+    share = batch_size // jax.process_count()
+    first = jax.process_index() * share
+    return slice(first, first + share)
+
+
+def training_batches(task: Task, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches from ``first_step`` to the run's end, made ahead."""
+
+    def make(step: int) -> dict[str, np.ndarray]:
+        return task.training_batch(step, process_rows(task.phase_at(step).batch_size))
+
+    config = task.config
+    return prefetch(make, first_step, config.total_steps, workers=config.loader_workers)
+
+
+def validation_batches(task: Task, phase: Phase) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of all validation batches, made ahead; the last is filled up."""
+    rows = process_rows(phase.batch_size)
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        first = number * phase.batch_size + rows.start
+        return task.validation_batch(phase, first, rows.stop - rows.start)
+
+    return prefetch(make, 0, -(-task.validation_size(phase) // phase.batch_size))
+
+
+# Tasks by the names that configs use.
+REGISTRY: Mapping[str, str] = {
+    "pretraining": "bert_jax.tasks.pretraining:Pretraining",
+}
+
+
+def load_task(config: ml_collections.ConfigDict) -> Task:
+    """Makes the task that ``config.task`` names: a registered name, or ``module:Class``.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    module, colon, name = REGISTRY.get(config.task, config.task).partition(":")
+    try:
+        if not colon:
+            raise ModuleNotFoundError(name=module)
+        task = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module:
+            raise  # a task's own missing import, not a missing task
+        raise UserError(
+            f"config.task={config.task!r} is no task; use one of {', '.join(REGISTRY)}, or "
+            "'module:Class' for your own"
+        ) from error
+    return task(config)

@@ -1,0 +1,323 @@
+"""Pretraining as BERT had it: masked-language modelling, and next-sentence prediction beside it.
+
+Shapes: B batch, L length, M masked positions, V vocabulary (padded).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.documentation_corpus import ensure_docs_corpus
+from bert_jax.data.examples import ExampleStream, pad_batch
+from bert_jax.data.masking import MaskingOptions, Unit
+from bert_jax.data.mixture import Part, parse_mixture
+from bert_jax.data.pairs import Objective, PairOptions
+from bert_jax.errors import UserError
+from bert_jax.models.config import BertConfig
+from bert_jax.models.flops import train_flops_per_token
+from bert_jax.models.heads import PretrainingModel
+from bert_jax.models.losses import correct_sum, cross_entropy_sum
+from bert_jax.tasks.base import Batch, Phase, Task
+from bert_jax.tasks.fill_mask import sample_predictions
+from bert_jax.training.metrics import Ratio, Sums
+from bert_jax.training.report import SamplePrediction
+
+# Validation examples are a function of the corpus alone, so that runs can be compared.
+_VALIDATION_SEED = 0
+
+
+def make_model(config: ml_collections.ConfigDict, vocabulary_size: int) -> PretrainingModel:
+    """The model that a pretraining config describes, for a vocabulary.
+
+    Raises:
+      UserError: a model setting is out of range.
+    """
+    return PretrainingModel(
+        BertConfig(vocabulary_size=vocabulary_size, **config.model),
+        next_sentence=config.data.objective != Objective.NONE,
+    )
+
+
+def initialise_model(model: PretrainingModel, key: jax.Array) -> Any:
+    """Random parameters, annotated with logical axes."""
+    ids_11 = jnp.zeros((1, 1), jnp.int32)
+    ones_1 = jnp.ones((1,), jnp.int32)
+    return model.init(key, ids_11, ids_11, ones_1, ids_11, deterministic=True)["params"]
+
+
+class Pretraining(Task):
+    """Masked-language modelling over a corpus or a mixture, with next sentences or sentence order."""
+
+    selection = "mlm_loss"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
+        self._objective = _choice(Objective, config.data.objective, "data.objective")
+        self._unit = _choice(Unit, config.data.masking.unit, "data.masking.unit")
+        self.losses = {"mlm_loss": 1.0}
+        if self._objective is not Objective.NONE:
+            self.losses[f"{self._objective}_loss"] = 1.0
+        self._parts = parse_mixture(config.corpus)
+        self._corpora = [_open(part, config) for part in self._parts]
+        self._names = _short_names(self._parts)
+        self.tokenizer = self._corpora[0].tokenizer
+        for part, corpus in zip(self._parts, self._corpora, strict=True):
+            if corpus.tokenizer.hash != self.tokenizer.hash:
+                raise UserError(
+                    f"{part.corpus} and {self._parts[0].corpus} have different vocabularies; "
+                    f"prepare one with --vocabulary of the other"
+                )
+            if (longest := max(self._max_lengths)) > corpus.max_length:
+                raise UserError(
+                    f"max_length={longest} is longer than {corpus.max_length}, the length that "
+                    f"{part.corpus} was prepared for; prepare it with --max_length {longest}"
+                )
+        self.model = make_model(config, self.tokenizer.size)
+        if max(self._max_lengths) > self.model.config.max_positions:
+            raise UserError(
+                f"max_length={max(self._max_lengths)} needs as many positions, and "
+                f"model.max_positions is {self.model.config.max_positions}; raise it"
+            )
+
+    @property
+    def _max_lengths(self) -> tuple[int, ...]:
+        config = self.config
+        two = config.second_phase.share > 0
+        return (config.data.max_length, *([config.second_phase.max_length] if two else []))
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase, or two of different lengths, as BERT was trained."""
+        config = self.config
+        second = config.second_phase
+        if not 0 <= second.share < 1:
+            raise UserError(f"second_phase.share={second.share} is no share; give 0 to below 1")
+        boundary = config.total_steps - round(second.share * config.total_steps)
+        first_length, *second_length = self._max_lengths
+        phases = [Phase(0, boundary, config.batch_size, f"length {first_length}")]
+        for length in second_length:
+            batch_size = second.batch_size or config.batch_size
+            phases.append(Phase(boundary, config.total_steps, batch_size, f"length {length}"))
+        return tuple(phases)
+
+    def initialise(self, key: jax.Array) -> Any:
+        """Makes the parameters, annotated with logical axes."""
+        return initialise_model(self.model, key)
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """Losses and accuracies of both objectives, and the unigram model's loss for comparison."""
+        mlm_logits_BMV, pair_logits_B2 = self.model.apply(
+            {"params": params},
+            batch["token_ids"],
+            batch["segment_ids"],
+            batch["lengths"],
+            batch["masked_positions"],
+            deterministic=dropout_key is None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+        labels_BM, weights_BM = batch["masked_labels"], batch["masked_weights"]
+        surprise_BM = -jnp.asarray(self._unigram_log_probabilities)[labels_BM]
+        masked = jnp.sum(weights_BM)
+        sums = {
+            **_classification("mlm", mlm_logits_BMV, labels_BM, weights_BM),
+            "unigram_loss": Ratio(jnp.sum(surprise_BM * weights_BM), masked),
+            "tokens": Ratio(jnp.sum(batch["lengths"]).astype(jnp.float32), jnp.ones(())),
+        }
+        if pair_logits_B2 is not None:
+            sums |= _classification(
+                str(self._objective),
+                pair_logits_B2,
+                batch["next_sentence_label"],
+                batch["example_weights"],
+            )
+        return sums
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Adds the perplexity of the masked tokens."""
+        values = super().metrics(sums)
+        values["mlm_perplexity"] = math.exp(min(values["mlm_loss"], 700.0))
+        return values
+
+    @cached_property
+    def _unigram_log_probabilities(self) -> np.ndarray:
+        """Log-probabilities of single tokens in the training splits, add-one smoothed: float32 [V].
+
+        In a mixture, each corpus counts by its share of the rows.
+        """
+        probabilities = np.zeros(self.tokenizer.size)
+        for part, corpus in zip(self._parts, self._corpora, strict=True):
+            counts = corpus.unigram_counts + 1.0
+            probabilities += part.weight * counts / counts.sum()
+        return np.log(probabilities).astype(np.float32)
+
+    # --- data ---
+
+    def _stream(
+        self, phase: int, split: str, numbers: Sequence[int], seed: int, purpose: str
+    ) -> ExampleStream:
+        data, length = self.config.data, self._max_lengths[phase]
+        weights = np.array([self._parts[number].weight for number in numbers])
+        return ExampleStream(
+            [self._corpora[number].split(split) for number in numbers],
+            weights / weights.sum(),
+            self.tokenizer,
+            PairOptions(
+                length, self._objective, data.short_sequence_share, data.random_next_share
+            ),
+            MaskingOptions(length, **{**data.masking, "unit": self._unit}),
+            seed=seed,
+            purpose=purpose,
+        )
+
+    @cached_property
+    def _training_streams(self) -> list[ExampleStream]:
+        """One stream a phase."""
+        everything = range(len(self._corpora))
+        return [
+            self._stream(number, "train", everything, self.config.seed, f"train phase {number}")
+            for number in range(len(self._max_lengths))
+        ]
+
+    @cached_property
+    def _validation_streams(self) -> list[list[ExampleStream]]:
+        """One stream a corpus for each phase, so that every example counts once."""
+        return [
+            [
+                self._stream(phase, "validation", [number], _VALIDATION_SEED, "validation")
+                for number in range(len(self._corpora))
+            ]
+            for phase in range(len(self._max_lengths))
+        ]
+
+    def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+        """The given rows of the global batch of the update that follows ``step`` updates."""
+        phase = self.phase_at(step)
+        stream = self._training_streams[self.phases.index(phase)]
+        first_row = (step - phase.first_step) * phase.batch_size
+        return stream.batch(first_row + rows.start, rows.stop - rows.start)
+
+    def _validation_sizes(self, phase: Phase) -> list[int]:
+        """How many examples of each corpus are evaluated."""
+        streams = self._validation_streams[self.phases.index(phase)]
+        sizes = [stream.epoch_sizes()[0] for stream in streams]
+        asked = self.config.evaluation.examples or sum(sizes)
+        return [min(size, math.ceil(asked * size / sum(sizes))) for size in sizes]
+
+    def validation_size(self, phase: Phase) -> int:
+        """All validation examples, or as many as ``evaluation.examples`` asks for."""
+        return sum(self._validation_sizes(phase))
+
+    def validation_batch(self, phase: Phase, first: int, rows: int) -> dict[str, np.ndarray]:
+        """Rows of the validation examples; corpora come one after the other."""
+        parts = []
+        start = 0
+        streams = self._validation_streams[self.phases.index(phase)]
+        for stream, size in zip(streams, self._validation_sizes(phase), strict=True):
+            low, high = max(first, start), min(first + rows, start + size)
+            if low < high:
+                parts.append(stream.batch(low - start, high - low))
+            start += size
+        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return pad_batch(batch, rows)
+
+    def data_metrics(self, step: int) -> dict[str, float]:
+        """Epochs of each phase's data, and the rows read of each corpus of a mixture."""
+        counts = np.zeros(len(self._corpora), np.int64)
+        epochs = 0.0
+        for phase, stream in zip(self.phases, self._training_streams, strict=True):
+            steps = max(min(step, phase.end_step) - phase.first_step, 0)
+            mine = stream.counts(steps * phase.batch_size)
+            counts += mine
+            epochs += float(mine.sum() / sum(stream.epoch_sizes()))
+        values = {"data/epochs": epochs}
+        if len(self._names) > 1:
+            values |= {
+                f"data/rows/{name}": float(count)
+                for name, count in zip(self._names, counts, strict=True)
+            }
+        return values
+
+    # --- what a checkpoint holds, and what a report shows ---
+
+    def identity(self) -> dict[str, Any]:
+        """The corpora's fingerprints by name, in order, and the vocabulary's hash."""
+        return {
+            "corpora": {
+                name: corpus.fingerprint
+                for name, corpus in zip(self._names, self._corpora, strict=True)
+            },
+            "vocabulary": self.tokenizer.hash,
+        }
+
+    def assets(self) -> dict[str, str]:
+        """The vocabulary, as ``tokenizer.json``."""
+        return {"tokenizer.json": self.tokenizer.to_json()}
+
+    def flops_per_token(self, phase: Phase) -> float:
+        """Forward and backward, with only the masked positions decoded."""
+        length = self._max_lengths[self.phases.index(phase)]
+        share = self.config.data.masking.share
+        return train_flops_per_token(self.model.config, length, share)
+
+    def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
+        """The masked-token loss next to that of the unigram model, and the accuracies."""
+        loss = validation["validation/mlm_loss"]
+        unigram = validation["validation/unigram_loss"]
+        numbers: dict[str, str | float] = {
+            "masked-token loss (nats)": loss,
+            "unigram baseline (nats)": unigram,
+            "below the baseline (nats)": unigram - loss,
+            "masked-token accuracy": f"{validation['validation/mlm_accuracy']:.1%}",
+        }
+        if self._objective is not Objective.NONE:
+            accuracy = validation[f"validation/{self._objective}_accuracy"]
+            numbers[f"{self._objective.upper()} accuracy"] = f"{accuracy:.1%}"
+        return numbers
+
+    def samples(self, params: Any) -> Sequence[SamplePrediction]:
+        """Masked validation rows with what the model would fill in."""
+        batch = self.validation_batch(self.phases[-1], 0, 8)
+        return sample_predictions(self.model, params, self.tokenizer, batch)
+
+
+def _classification(
+    name: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> dict[str, Ratio]:
+    return {
+        f"{name}_loss": Ratio(*cross_entropy_sum(logits, labels, weights)),
+        f"{name}_accuracy": Ratio(*correct_sum(logits, labels, weights)),
+    }
+
+
+def _open(part: Part, config: ml_collections.ConfigDict) -> Corpus:
+    if part.corpus != "docs":
+        return open_corpus(part.corpus)
+    lengths = [config.data.max_length, config.second_phase.max_length]
+    two = config.second_phase.share > 0
+    directory = ensure_docs_corpus(
+        vocabulary_size=config.docs.vocabulary_size,
+        max_length=max(lengths) if two else lengths[0],
+        lowercase=config.docs.lowercase,
+    )
+    return open_corpus(directory)
+
+
+def _short_names(parts: Sequence[Part]) -> list[str]:
+    """The last part of each corpus's path, or all of it where two end alike."""
+    names = [part.corpus.rstrip("/").rpartition("/")[2] for part in parts]
+    return names if len(set(names)) == len(names) else [part.corpus for part in parts]
+
+
+def _choice(kind: Any, value: str, key: str) -> Any:
+    if value not in list(kind):
+        raise UserError(f"{key}={value!r} is unknown; use one of {', '.join(kind)}")
+    return kind(value)
+
+

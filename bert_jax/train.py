@@ -1,0 +1,282 @@
+"""Trains any task: ``python -m bert_jax.train --config configs/pretrain.py:tiny --workdir runs/tiny``.
+
+The same command again goes on where the run stopped. Exit codes: 0 finished; 75 stopped by SIGTERM
+and saved, run it again to go on; 130 stopped by Ctrl-C and saved; 2 the input cannot be used.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from bert_jax.command_line import parse_config_flags, run
+from bert_jax.errors import UserError
+from bert_jax.models.flops import peak_flops
+from bert_jax.tasks.base import Phase, Task, load_task, training_batches, validation_batches
+from bert_jax.training.checkpoints import Checkpoints, RunRecord
+from bert_jax.training.environment import describe_changes, environment
+from bert_jax.training.evaluation import evaluate
+from bert_jax.training.metrics import Ratio, Sums
+from bert_jax.training.metrics_log import MetricsLog, read_metrics
+from bert_jax.training.monitor import TOKENS, Monitor
+from bert_jax.training.optimizers import make_optimizer
+from bert_jax.training.plan import describe_run, describe_step
+from bert_jax.training.preemption import Preemption
+from bert_jax.training.progress import Progress
+from bert_jax.training.report import write_report
+from bert_jax.training.sharding import ACTIVATION_RULES, batch_shards, make_mesh, to_global
+from bert_jax.training.speed import SpeedMeter
+from bert_jax.training.state import TrainState, abstract_state, initial_state
+from bert_jax.training.step import make_evaluation_step, make_train_step
+from bert_jax.training.workdir import CONFIG, METRICS, REPORT, claim_workdir, write_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line and trains; returns the exit code."""
+    flags = parse_config_flags(argv)
+    with claim_workdir(flags.workdir) as workdir, Preemption() as preemption:
+        return train(flags.config, workdir, preemption)
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path, preemption: Preemption) -> int:
+    """Trains until ``config.total_steps`` or until told to stop; returns the exit code.
+
+    Raises:
+      UserError: something in the config, the data or the working directory cannot be used.
+    """
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
+        return _train(config, workdir, preemption, mesh)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    preemption: Preemption,
+    mesh: jax.sharding.Mesh,
+) -> int:
+    with contextlib.ExitStack() as stack:
+        # --- What to train. ---
+        task = load_task(config)
+        _check_settings(config, task.phases, mesh)
+        optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
+        abstract = abstract_state(task.initialise, optimizer, mesh)
+        record = RunRecord(
+            step=0,
+            score=None,
+            config=config.to_dict(),
+            identity=task.identity(),
+            assets=task.assets(),
+            environment=environment(),
+            notes=[],
+        )
+
+        # --- Restore, or initialise. ---
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                workdir,
+                keep_last=config.checkpoints.keep_last,
+                keep_best=config.checkpoints.keep_best,
+            )
+        )
+        resumed_at = checkpoints.latest()
+        if resumed_at is None:
+            key = jax.random.key(config.seed)
+            state = initial_state(task.initialise, optimizer, abstract, key)
+            if config.init_from:
+                state = state.replace(params=_load_params(config.init_from, abstract.params, task))
+        else:
+            previous = checkpoints.record(resumed_at)
+            _check_resumable(previous, record, config.total_steps, workdir)
+            record = record._replace(notes=[*previous.notes, *_changes(previous, record)])
+            state = checkpoints.restore(resumed_at, abstract)
+        step = saved = resumed_at or 0
+
+        # --- Print the plan. ---
+        is_first = jax.process_index() == 0
+        if is_first:
+            write_config(workdir / CONFIG, record.config)
+        log = stack.enter_context(
+            MetricsLog(workdir, resume_step=resumed_at, enabled=is_first)
+        )
+        progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first))
+        phases = [f"{phase.batch_size:,} × {phase.description}" for phase in task.phases]
+        progress.note(describe_run(config.task, config.total_steps, phases, mesh, abstract))
+        if resumed_at is not None:
+            progress.note("; ".join([f"going on from step {step:,}", *_changes(previous, record)]))
+
+        # --- Train. Between two steps the state is whole: that is when anything else happens. ---
+        dropout_key = jax.random.key(config.seed, impl=config.dropout_generator)
+        train_step = jax.jit(
+            make_train_step(task, optimizer, schedule, dropout_key, config.accumulation_steps),
+            donate_argnums=0,
+        )
+        evaluation_step = jax.jit(make_evaluation_step(task))
+        meter = SpeedMeter(_peak_flops(mesh))
+        monitor = Monitor(log, progress, meter, _describer(task), config.log_every_steps)
+        batches = training_batches(task, step)
+        compiled_phase = None
+        while True:
+            is_last = step == config.total_steps
+            phase = task.phase_at(step)
+            score = None
+            validated = (log.last_record("validation/") or {}).get("step") == step
+            if (is_last or _is_due(step, config.evaluate_every_steps)) and not validated:
+                monitor.catch_up()
+                validation = validation_batches(task, phase)
+                sums = evaluate(
+                    evaluation_step, state.params, validation, mesh, lambda: preemption.requested
+                )
+                if sums is not None:
+                    score = _log_validation(step, sums, task, log, progress)
+                meter.restart()
+            is_best = score is not None and score < checkpoints.best_score()
+            stopping = preemption.requested
+            save_due = is_last or stopping or _is_due(step, config.checkpoint_every_steps)
+            if (save_due or (is_best and config.checkpoints.keep_best)) and step != saved:
+                monitor.catch_up()
+                log.flush()
+                checkpoints.save(state, record._replace(step=step, score=score))
+                saved = step
+            if is_last or stopping:
+                break
+            batch = to_global(meter.next(batches), mesh)
+            if phase != compiled_phase:
+                monitor.catch_up()
+                compiled_step = _compile(train_step, state, batch, phase, progress)
+                compiled_phase = phase
+                meter.restart()
+            state, sums = compiled_step(state, batch)
+            step += 1
+            monitor.follow(step, sums, task.flops_per_token(phase))
+
+        # --- Tell how it ended. ---
+        if stopping and not is_last:
+            progress.note(f"stopped and saved at step {step:,}; the same command goes on")
+            return preemption.exit_code
+        if is_first:
+            log.close()
+            write_report(
+                workdir / REPORT,
+                title=f"{config.task}: {workdir.name}",
+                metrics=read_metrics(workdir / METRICS),
+                config=json.dumps(record.config, indent=2),
+                environment=record.environment,
+                summary=task.headline(log.last_record("validation/") or {}),
+                samples=task.samples(state.params),
+                notes=record.notes,
+            )
+            progress.note(f"finished; the report is {workdir / REPORT}")
+    return 0
+
+
+def _is_due(step: int, every: int) -> bool:
+    return step > 0 and every > 0 and step % every == 0
+
+
+def _check_settings(
+    config: ml_collections.ConfigDict, phases: Sequence[Phase], mesh: jax.sharding.Mesh
+) -> None:
+    for key in ("total_steps", "batch_size", "log_every_steps", "accumulation_steps"):
+        if config[key] < 1:
+            raise UserError(f"--config.{key}={config[key]} must be at least 1")
+    parts = batch_shards(mesh) * config.accumulation_steps
+    for phase in phases:
+        if phase.batch_size % parts:
+            raise UserError(
+                f"a batch of {phase.batch_size} does not divide into {batch_shards(mesh)} parts of "
+                f"the mesh (data × fsdp) times {config.accumulation_steps} accumulation steps; "
+                f"set --config.batch_size to a multiple of {parts}"
+            )
+
+
+def _load_params(source: str, abstract: Any, task: Task) -> Any:
+    """The parameters of another run's latest checkpoint."""
+    with Checkpoints(source, read_only=True) as checkpoints:
+        step = checkpoints.choose("latest")
+        theirs = checkpoints.record(step).identity.get("vocabulary")
+        if theirs != task.identity().get("vocabulary"):
+            raise UserError(
+                f"init_from={source!r} was trained with another vocabulary; prepare the corpus "
+                "with that run's vocabulary (prepare --vocabulary)"
+            )
+        return checkpoints.restore_params(step, abstract)
+
+
+def _check_resumable(
+    previous: RunRecord, current: RunRecord, total_steps: int, workdir: Path
+) -> None:
+    for key in previous.identity.keys() | current.identity.keys():
+        if previous.identity.get(key) != current.identity.get(key):
+            raise UserError(
+                f"{workdir} was trained with other {key}: {previous.identity.get(key)} there, "
+                f"{current.identity.get(key)} now; give the same data, or another --workdir"
+            )
+    if previous.step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {previous.step:,}, past total_steps={total_steps:,}; "
+            "raise total_steps, or give another --workdir"
+        )
+
+
+def _changes(previous: RunRecord, current: RunRecord) -> list[str]:
+    """One sentence, if anything that decides a run's numbers changed at a resume."""
+    changes = describe_changes(previous.environment, current.environment)
+    changes += describe_changes(_flatten(previous.config), _flatten(current.config))
+    return [f"changed at step {previous.step:,}: {', '.join(changes)}"] if changes else []
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def _peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return None if peak is None else peak * mesh.devices.size
+
+
+def _describer(task: Task) -> Callable[[int, Sums], dict[str, float]]:
+    def describe(step: int, sums: Sums) -> dict[str, float]:
+        values = {f"train/{name}": value for name, value in task.metrics(sums).items()}
+        return values | task.data_metrics(step)
+
+    return describe
+
+
+def _log_validation(
+    step: int, sums: dict[str, Ratio], task: Task, log: MetricsLog, progress: Progress
+) -> float:
+    """Logs an evaluation; returns the score that decides which checkpoint is best."""
+    sums.pop(TOKENS, None)
+    values = task.metrics(sums)
+    log.write(step, {f"validation/{name}": value for name, value in values.items()})
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    progress.note(f"step {step:,}: validation {shown}")
+    return values[task.selection]
+
+
+def _compile(
+    train_step: Any, state: TrainState, batch: Any, phase: Phase, progress: Progress
+) -> jax.stages.Compiled:
+    """Compiles the step for a phase's shapes and says what it costs."""
+    started = time.perf_counter()
+    compiled = train_step.lower(state, batch).compile()
+    seconds = time.perf_counter() - started
+    progress.note(f"{phase.batch_size:,} × {phase.description}: {describe_step(compiled, seconds)}")
+    return compiled
+
+
+if __name__ == "__main__":
+    run(main)

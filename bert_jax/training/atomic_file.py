@@ -1,0 +1,55 @@
+"""Writing files so that a reader, or the next start of a run, never meets half of one."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bert_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an ``OSError`` of the block (full, read-only or missing disk) into a ``UserError``.
+
+    Args:
+      path: what is being written; the message names it.
+
+    Raises:
+      UserError: when the block raised an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{os.fspath(path)} cannot be written ({reason}); free some space there, "
+            "correct its permissions, or choose another directory"
+        ) from error
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replaces ``path`` by ``content``: after a crash it holds the old bytes or the new ones.
+
+    Args:
+      path: the file to write; its directory must exist, and only one process may write it.
+      content: the whole new content.
+
+    Raises:
+      UserError: when the disk is full or the directory cannot be written.
+    """
+    target = Path(path)
+    # In the same directory, because a rename is atomic only within one file system; and of a fixed
+    # name, so that what a killed run leaves behind is overwritten by the next.
+    partial = target.with_name(f".{target.name}.partial")
+    with explain_write_errors(target):
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise

@@ -1,0 +1,215 @@
+"""Checkpoints of a run: whole, asynchronous, few, and readable without the run that wrote them.
+
+A checkpoint is an Orbax step directory with three items: ``params``, ``optimizer`` and ``run``, the
+last a JSON object with the config, the environment, what the task must agree with (such as the
+corpus's fingerprint) and what it carries along (such as the vocabulary).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bert_jax.errors import UserError
+from bert_jax.training.sharding import parameter_name
+from bert_jax.training.state import TrainState
+
+DIRECTORY = "checkpoints"
+
+
+class RunRecord(NamedTuple):
+    """What a checkpoint says of its run; every field is plain JSON.
+
+    Attributes:
+      step: the number of updates made.
+      score: the validation value that decides which checkpoint is best (lower is), or None.
+      config: the resolved config.
+      identity: what a task must share with a checkpoint to go on from it.
+      assets: texts that the model cannot be used without, by name.
+      environment: versions and devices.
+      notes: sentences about what changed in the middle of the run.
+    """
+
+    step: int
+    score: float | None
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    assets: dict[str, str]
+    environment: dict[str, str]
+    notes: list[str]
+
+
+class Checkpoints:
+    """The checkpoints under a run's working directory: the last few and the best.
+
+    Args:
+      workdir: the run's working directory.
+      keep_last: how many of the newest to keep.
+      keep_best: whether to keep the one with the lowest score besides.
+      read_only: never writes or deletes; for evaluation and prediction.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep_last: int = 1,
+        keep_best: bool = False,
+        read_only: bool = False,
+    ):
+        self._directory = epath.Path(workdir).resolve() / DIRECTORY
+        if read_only and not self._directory.is_dir():
+            raise UserError(
+                f"{workdir} holds no checkpoints; give the --workdir of a run that has saved one"
+            )
+        self._keep_last = keep_last
+        self._keep_best = keep_best
+        self._read_only = read_only
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only, cleanup_tmp_directories=not read_only
+            ),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "run": ocp.JsonCheckpointHandler(),
+            },
+        )
+        self._scores = {step: self.record(step).score for step in self.steps()}
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest step, or None."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the lowest score, the earliest of equals; None where none has a score."""
+        scored = {step: score for step, score in self._scores.items() if score is not None}
+        return min(sorted(scored), key=scored.__getitem__, default=None)
+
+    def choose(self, which: str) -> int:
+        """Turns ``latest``, ``best`` or a number into a step that exists.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        steps = self.steps()
+        step = {"latest": self.latest(), "best": self.best()}.get(which)
+        if step is None and which.isdecimal() and int(which) in steps:
+            step = int(which)
+        if step is None:
+            has = f"the steps {', '.join(map(str, steps))}" if steps else "no complete checkpoint"
+            raise UserError(f"{self._directory} has no checkpoint {which!r}; it has {has}")
+        return step
+
+    def best_score(self) -> float:
+        """The lowest score so far; infinity where none has one."""
+        step = self.best()
+        score = None if step is None else self._scores[step]
+        return float("inf") if score is None else score
+
+    def save(self, state: TrainState, record: RunRecord) -> None:
+        """Saves in the background; returns when the state may be overwritten."""
+        self._manager.wait_until_finished()
+        # One place is left for the checkpoint to come, so that a kill leaves no more than asked for.
+        self.prune(max(self._keep_last - 1, 1))
+        self._scores[record.step] = record.score
+        self._manager.save(
+            record.step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.optimizer_state),
+                run=ocp.args.JsonSave(record._asdict()),
+            ),
+        )
+
+    def prune(self, keep_last: int | None = None) -> None:
+        """Deletes all but the last few and the best."""
+        steps = self.steps()
+        keep = set(steps[-(keep_last or self._keep_last) :])
+        if self._keep_best and (best := self.best()) is not None:
+            keep.add(best)
+        for step in steps:
+            if step not in keep:
+                self._manager.delete(step)
+                self._scores.pop(step, None)
+
+    def record(self, step: int) -> RunRecord:
+        """Reads what a checkpoint says of its run."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        return RunRecord(**restored.run)
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """Restores a run's state onto the devices that ``abstract`` names, whatever wrote it.
+
+        Raises:
+          UserError: the checkpoint is of another architecture or optimizer.
+        """
+        params = self.restore_params(step, abstract.params)
+        optimizer_state = self._restore("optimizer", step, abstract.optimizer_state)
+        place = abstract.step.sharding
+        return TrainState(
+            jax.device_put(jnp.asarray(step, jnp.int32), place), params, optimizer_state
+        )
+
+    def restore_params(self, step: int, abstract: Any) -> Any:
+        """Restores parameters only, onto the devices that ``abstract`` names.
+
+        Raises:
+          UserError: the checkpoint is of another architecture.
+        """
+        return self._restore("params", step, abstract)
+
+    def _restore(self, item: str, step: int, abstract: Any) -> Any:
+        saved = self._manager.item_metadata(step)[item].tree
+        _compare(self._directory / str(step), saved, abstract)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+        )
+        return restored[item]
+
+    def close(self) -> None:
+        """Waits for the save under way, then deletes what is not to be kept."""
+        try:
+            self._manager.wait_until_finished()
+            if not self._read_only:
+                self.prune()
+        finally:
+            self._manager.close()
+
+
+def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
+    """Names the first leaf that differs, which Orbax would not."""
+    found = _shapes(saved)
+    expected = _shapes(wanted)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"{path} is not a checkpoint of this model: {name} is "
+                f"{_describe(found.get(name))} there and {_describe(expected.get(name))} here; "
+                "use the config it was made with, or another --workdir"
+            )
+
+
+def _shapes(tree: Any) -> Mapping[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda leaf: hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    )
+    return {parameter_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _describe(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "×".join(map(str, shape)) or "a scalar"

@@ -1,0 +1,153 @@
+"""Where arrays live: the device mesh, and the one table from logical axes to mesh axes."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bert_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter -> mesh axis that splits it; None keeps it whole on every device.
+RULES: Mapping[str, str | None] = {
+    "layers": None,
+    "vocabulary": "tensor",
+    "position": None,
+    "segment": None,
+    "width": "fsdp",
+    "qkv": None,
+    "heads": "tensor",
+    "head_width": None,
+    "feed_forward": "tensor",
+    "classes": None,
+}
+
+# Examples are spread over every device that holds a different part of the batch.
+BATCH_AXES = ("data", "fsdp")
+
+# The same for activations, which flax constrains by these names.
+ACTIVATION_RULES = (("batch", BATCH_AXES), ("length", None), *RULES.items())
+
+
+def make_mesh(shape: Mapping[str, int]) -> Mesh:
+    """Builds the (data, fsdp, tensor) mesh over all devices.
+
+    Args:
+      shape: size of each mesh axis; one of them may be -1, for all devices that are left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = [shape[axis] for axis in MESH_AXES]
+    described = ", ".join(f"mesh.{axis}={shape[axis]}" for axis in MESH_AXES)
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"{described}: each size must be at least 1, and only one may be -1")
+    if -1 in sizes and devices % (known := -math.prod(sizes)) == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices:
+        raise UserError(f"{described} does not fit the {devices} devices of this run")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How batches are laid out: split over their first axis."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract_parameters(initialise: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of parameters, computed without allocating any.
+
+    Args:
+      initialise: makes parameters, annotated with logical axes, from a key.
+      mesh: the device mesh.
+
+    Raises:
+      UserError: the mesh does not divide a parameter.
+    """
+    boxed = jax.eval_shape(initialise, jax.random.key(0))
+    return jax.tree.map(place, unbox(boxed), parameter_shardings(boxed, mesh))
+
+
+def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """An abstract array like ``leaf``, with a sharding."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings for parameters that flax annotated with logical axes.
+
+    Args:
+      boxed: tree of ``nn.LogicallyPartitioned`` abstract arrays; a bare leaf is replicated.
+      mesh: the device mesh.
+
+    Returns:
+      The tree of unboxed leaves' shardings.
+
+    Raises:
+      UserError: no rule covers a logical axis, or the mesh does not divide a parameter.
+    """
+
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return replicated(mesh)
+        name = parameter_name(path)
+        axes: list[str | None] = []
+        for size, logical in zip(leaf.value.shape, leaf.names, strict=True):
+            if logical is not None and logical not in RULES:
+                raise UserError(
+                    f"parameter {name} has the logical axis {logical!r}, which no sharding rule "
+                    "covers; add it to RULES in bert_jax/training/sharding.py"
+                )
+            axis = None if logical is None else RULES[logical]
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis}={mesh.shape[axis]} does not divide the {logical} axis "
+                    f"({size}) of parameter {name}; choose a divisor of {size}"
+                )
+            axes.append(axis)
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(
+        sharding_of, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+
+
+def unbox(boxed: Any) -> Any:
+    """Takes flax's axis names off, and nothing else: ``nn.meta.unbox`` would also constrain arrays,
+    which abstract ones cannot be.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf,
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+
+
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """A tree path as users read it: ``encoder/layers/attention/output/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes a global batch of the rows that this process holds."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

@@ -1,0 +1,110 @@
+"""The compiled functions of a run: one update, and the sums of one evaluation batch."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_jax.training.metrics import Ratio, Sums, merge
+from bert_jax.training.state import TrainState
+
+Batch: TypeAlias = Mapping[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What a step needs to know of a task."""
+
+    losses: Mapping[str, float]
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums: ...
+
+
+def make_train_step(
+    task: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    dropout_key: jax.Array,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
+    """Makes the function ``(state, batch) -> (state, sums)`` that is one update.
+
+    The loss is the sum over ``task.losses`` of coefficient * total / weight, with the weights of the
+    whole batch; so splitting the batch into microbatches changes memory, and nothing else.
+
+    Args:
+      task: has ``losses`` and ``sums``.
+      optimizer: the optimizer.
+      schedule: learning rate by step, reported as ``learning_rate``.
+      dropout_key: the run's key; each step and microbatch folds its number in.
+      accumulation_steps: microbatches per update; divides the batch.
+    """
+
+    def loss(
+        params: Any, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, Sums]:
+        sums = task.sums(params, batch, key)
+        parts = (scale * sums[name].total / weights[name] for name, scale in task.losses.items())
+        return functools.reduce(jnp.add, parts), sums
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
+        key = jax.random.fold_in(dropout_key, state.step)
+        # Only the weights are used, and they do not depend on the parameters: the compiler drops the
+        # forward pass that this seems to run.
+        whole = task.sums(state.params, batch, None)
+        weights = {name: jnp.maximum(whole[name].weight, 1.0) for name in task.losses}
+        gradient = jax.grad(loss, has_aux=True)
+        if accumulation_steps == 1:
+            gradients, sums = gradient(state.params, batch, key, weights)
+        else:
+            gradients, sums = _accumulate(
+                lambda part, number: gradient(
+                    state.params, part, jax.random.fold_in(key, number), weights
+                ),
+                batch,
+                accumulation_steps,
+            )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        one = jnp.ones(())
+        report = {
+            **sums,
+            "learning_rate": Ratio(jnp.asarray(schedule(state.step), jnp.float32), one),
+            "gradient_norm": Ratio(optax.global_norm(gradients), one),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer_state), report
+
+    return step
+
+
+def _accumulate(
+    gradient: Callable[[Batch, jax.Array], tuple[Any, Sums]], batch: Batch, parts: int
+) -> tuple[Any, dict[str, Ratio]]:
+    """Adds up gradients and sums over microbatches, one after the other."""
+
+    def split(array: jax.Array) -> jax.Array:
+        # Neighbouring rows go to different microbatches, so that each device keeps its own rows.
+        rows = array.shape[0]
+        return array.reshape(rows // parts, parts, *array.shape[1:]).swapaxes(0, 1)
+
+    stacked = jax.tree.map(split, dict(batch))
+    first = jax.tree.map(lambda array: array[0], stacked)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, first, 0)
+    )
+
+    def add(carry: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        number, part = numbered
+        gradients, sums = gradient(part, number)
+        total, total_sums = carry
+        return (jax.tree.map(jnp.add, total, gradients), merge(total_sums, sums)), None
+
+    carry, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), stacked))
+    return carry
+
+
+def make_evaluation_step(task: Objective) -> Callable[[Any, Batch], Sums]:
+    """Makes the function ``(params, batch) -> sums``, without dropout."""
+    return lambda params, batch: task.sums(params, batch, None)

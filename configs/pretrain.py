@@ -1,0 +1,96 @@
+"""Pretrains BERT from random weights: masked-language modelling and next sentences.
+
+    python -m bert_jax.train --config configs/pretrain.py:base,corpus=data/mine --workdir runs/base
+
+The argument is a size and any keys of the config: ``SIZE[,KEY=VALUE...]``. A size is one of tiny, mini,
+small, medium, base, large, or a miniature by its numbers, such as ``L6_H512``. ``corpus`` is a
+directory that ``python -m bert_jax.prepare`` made, a mixture such as
+``data/wiki:0.7+data/books:0.3``, or ``docs``, the documentation that is on every machine.
+"""
+
+import ml_collections
+
+from bert_jax.command_line import override_config
+from bert_jax.models.config import size_shape
+
+# The published runs used 1e-4 for base and large; smaller models learn faster with more.
+_LEARNING_RATES = {"base": 1e-4, "large": 1e-4}
+_SMALL_LEARNING_RATE = 5e-4
+
+
+def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
+    """BERT's recipe (Devlin et al., 2019, section A.2) for a size, with keys set on top."""
+    size, *settings = argument.split(",")
+    config = ml_collections.ConfigDict()
+    config.task = "pretraining"
+    config.seed = 0
+    config.total_steps = 1_000_000
+    config.batch_size = 256  # global: all devices together
+    config.accumulation_steps = 1  # microbatches per update; divides the batch of a device
+    config.init_from = ""  # a workdir whose parameters to start from
+    config.corpus = "docs"
+
+    config.log_every_steps = 100
+    config.evaluate_every_steps = 10_000  # 0: only at the end
+    config.checkpoint_every_steps = 1_000
+    config.checkpoints = ml_collections.ConfigDict({"keep_last": 2, "keep_best": True})
+    config.evaluation = ml_collections.ConfigDict({"examples": 8192})  # 0: the whole split
+
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.loader_workers = 0  # processes that make batches; 0: a thread of the run's own
+    config.dropout_generator = "unsafe_rbg"  # of jax.random: threefry2x32, rbg or unsafe_rbg
+
+    config.model = ml_collections.ConfigDict(
+        {
+            **size_shape(size),
+            "max_positions": 512,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "compute_dtype": "float32",
+            "unroll": 1,
+        }
+    )
+
+    config.data = ml_collections.ConfigDict(
+        {
+            "max_length": 128,
+            "objective": "nsp",  # or sop (sentence order), or none (one segment, full length)
+            "short_sequence_share": 0.1,
+            "random_next_share": 0.5,
+            "masking": {
+                "unit": "token",  # or word, or span
+                "share": 0.15,
+                "mask_share": 0.8,
+                "random_share": 0.1,
+                "span_probability": 0.2,
+                "max_span_words": 10,
+            },
+        }
+    )
+    # BERT's own schedule was share=0.1: the last tenth at length 512.
+    config.second_phase = ml_collections.ConfigDict(
+        {"share": 0.0, "max_length": 512, "batch_size": 0}  # batch_size 0: that of the first phase
+    )
+    # What the built-in corpus is prepared with.
+    config.docs = ml_collections.ConfigDict({"vocabulary_size": 8192, "lowercase": True})
+
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "name": "adamw",  # or lamb, or adafactor
+            "learning_rate": _LEARNING_RATES.get(size, _SMALL_LEARNING_RATE),
+            "schedule": "linear",  # or cosine, or warmup_stable_decay
+            "warmup_share": 0.01,
+            "decay_share": 0.1,
+            "final_learning_rate_share": 0.0,
+            "weight_decay": 0.01,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-6,
+            "bias_correction": False,
+            "clip_norm": 1.0,
+        }
+    )
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        override_config(config, key, value)
+    return config

@@ -1,0 +1,179 @@
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from bert_jax.errors import UserError
+from bert_jax.models.config import BertConfig
+from bert_jax.models.encoder import Encoder
+
+CONFIG = BertConfig(
+    vocabulary_size=200, layers=4, width=32, heads=2, feed_forward_width=64, max_positions=16
+)
+LENGTHS = np.array([16, 9, 1, 0], np.int32)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, CONFIG.vocabulary_size, (4, 16)).astype(np.int32)
+    return tokens, rng.integers(0, 2, (4, 16)).astype(np.int32), LENGTHS
+
+
+@pytest.fixture(scope="module")
+def params(inputs: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    return Encoder(CONFIG).init(jax.random.key(0), *inputs, deterministic=True)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "all_hidden_states"))
+def encode(
+    params: dict[str, Any],
+    inputs: tuple[Any, ...],
+    dropout_key: jax.Array | None = None,
+    *,
+    config: BertConfig = CONFIG,
+    all_hidden_states: bool = False,
+) -> jax.Array:
+    """Hidden states; with dropout if there is a key for it."""
+    return Encoder(config).apply(
+        nn.unbox(params),
+        *inputs,
+        deterministic=dropout_key is None,
+        all_hidden_states=all_hidden_states,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
+def test_every_parameter_names_its_axes(params: dict[str, Any]) -> None:
+    leaves = jax.tree.leaves(
+        params, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    for leaf in leaves:
+        assert len(leaf.names) == leaf.value.ndim
+        assert leaf.value.dtype == jnp.float32
+    stacked = jax.tree.leaves(
+        params["params"]["layers"], is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    for leaf in stacked:
+        assert leaf.names[0] == "layers"
+        assert leaf.value.shape[0] == CONFIG.layers
+
+
+def test_layers_start_from_different_weights(params: dict[str, Any]) -> None:
+    kernel = nn.unbox(params)["params"]["layers"]["feed_forward"]["inner"]["kernel"]
+    assert not jnp.array_equal(kernel[0], kernel[1])
+
+
+def test_vocabulary_padding_starts_at_zero_and_changes_no_other_row(
+    params: dict[str, Any],
+) -> None:
+    word = nn.unbox(params)["params"]["embeddings"]["word"]
+    assert word.shape == (256, CONFIG.width)
+    assert (word[200:] == 0).all()
+    assert (word[:200] != 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("unroll", [2, 3, 4])
+def test_unroll_changes_neither_layout_nor_results(
+    unroll: int, params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    config = dataclasses.replace(CONFIG, unroll=unroll)
+    theirs = jax.eval_shape(
+        lambda key: Encoder(config).init(key, *inputs, deterministic=True), jax.random.key(0)
+    )
+    assert jax.tree.structure(theirs) == jax.tree.structure(params)
+    assert jax.tree.map(jnp.shape, theirs) == jax.tree.map(jnp.shape, params)
+    for dropout_key in (None, jax.random.key(1)):
+        np.testing.assert_allclose(
+            encode(params, inputs, dropout_key, config=config),
+            encode(params, inputs, dropout_key),
+            atol=2e-6,
+        )
+
+
+def test_padding_changes_no_real_position(
+    params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    tokens, segments, lengths = inputs
+    real = np.arange(16) < lengths[:, None]
+    before = np.asarray(encode(params, inputs))
+    other = np.where(real, tokens, (tokens + 1) % 200), np.where(real, segments, 1 - segments)
+    after = np.asarray(encode(params, (*other, lengths)))
+    np.testing.assert_array_equal(before[real], after[real])
+    assert not np.array_equal(before[~real], after[~real])
+    shorter = encode(params, (tokens[1:3, :9], segments[1:3, :9], lengths[1:3]))
+    np.testing.assert_allclose(before[1:3, :9][real[1:3, :9]], shorter[real[1:3, :9]], atol=1e-5)
+
+
+def test_length_zero_stays_finite(params: dict[str, Any], inputs: tuple[np.ndarray, ...]) -> None:
+    assert jnp.isfinite(encode(params, inputs)).all()
+    gradients = jax.grad(lambda params: encode(params, inputs).sum())(params)
+    for gradient in jax.tree.leaves(gradients):
+        assert jnp.isfinite(gradient).all()
+
+
+def test_all_hidden_states_end_with_the_output(
+    params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    states = encode(params, inputs, all_hidden_states=True)
+    assert states.shape == (CONFIG.layers + 1, 4, 16, CONFIG.width)
+    np.testing.assert_allclose(states[-1], encode(params, inputs), atol=1e-6)
+    assert all(
+        not jnp.allclose(before, after)
+        for before, after in zip(states[:-1], states[1:], strict=True)
+    )
+
+
+def test_bfloat16_is_close_to_float32(
+    params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    outputs = encode(
+        params, inputs, config=dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    )
+    assert outputs.dtype == jnp.bfloat16
+    real = np.arange(16) < LENGTHS[:, None]
+    error = np.abs(np.asarray(outputs, np.float32) - encode(params, inputs))[real]
+    # LayerNorm's outputs are of size 1 and a few; 2**-8 is bfloat16's rounding.
+    assert 0 < error.max() < 16 * 2**-8
+    assert error.mean() < 3 * 2**-8
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_dropout_differs_between_keys_and_repeats_for_one(
+    impl: str, params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    first, same, other = (
+        encode(params, inputs, jax.random.key(seed, impl=impl)) for seed in (1, 1, 2)
+    )
+    assert jnp.array_equal(first, same)
+    assert not jnp.allclose(first, other)
+    assert not jnp.allclose(first, encode(params, inputs))
+
+
+def test_layers_drop_different_elements(
+    params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    """With equal layers, and dropout in one place only, the masks are seen in the outputs."""
+    config = dataclasses.replace(CONFIG, hidden_dropout=0.5, attention_dropout=0.0)
+    zeroed = jax.tree.map(jnp.zeros_like, nn.unbox(params))
+    layers = zeroed["params"]["layers"]
+    # The attention half gives zeros, so each layer computes norm(dropout(1)): +1 or so where kept.
+    layers["feed_forward"]["output"]["bias"] += 1.0
+    layers["feed_forward_norm"]["scale"] += 1.0
+    states = encode(zeroed, inputs, jax.random.key(0), config=config, all_hidden_states=True)
+    masks = np.asarray(states[1:]) > 0
+    for first in range(CONFIG.layers):
+        assert 0.4 < masks[first].mean() < 0.6
+        for second in range(first):
+            assert 0.4 < (masks[first] == masks[second]).mean() < 0.6
+
+
+def test_too_long_a_sequence_is_refused(params: dict[str, Any]) -> None:
+    tokens = np.zeros((1, 17), np.int32)
+    with pytest.raises(UserError, match="length 17 .* max_positions 16"):
+        Encoder(CONFIG).apply(params, tokens, tokens, np.array([17]), deterministic=True)

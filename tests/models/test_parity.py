@@ -1,0 +1,282 @@
+"""The model computes what transformers' PyTorch BertForPreTraining computes, gradients included.
+
+Both get the same random weights (LayerNorms too) and the same padded pairs, in float32 and without
+dropout.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from bert_jax.models.config import BertConfig, count_parameters, sized_config
+from bert_jax.models.heads import PretrainingModel
+from bert_jax.models.losses import cross_entropy_sum
+
+TOLERANCE = 1e-5
+
+# Vocabulary 300 is stored as 384 rows; the head width is not the usual 64.
+CONFIGS = {
+    "shallow": BertConfig(
+        vocabulary_size=300,
+        layers=2,
+        width=96,
+        heads=4,
+        feed_forward_width=160,
+        max_positions=40,
+        segments=3,
+    ),
+    "deep": BertConfig(
+        vocabulary_size=256,
+        layers=12,
+        width=64,
+        heads=1,
+        feed_forward_width=256,
+        max_positions=24,
+        unroll=4,
+    ),
+}
+
+
+def torch_config(config: BertConfig) -> transformers.BertConfig:
+    return transformers.BertConfig(
+        vocab_size=config.vocabulary_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.feed_forward_width,
+        max_position_embeddings=config.max_positions,
+        type_vocab_size=config.segments,
+        attn_implementation="eager",
+    )
+
+
+def as_torch_names(params: dict[str, Any], config: BertConfig) -> dict[str, np.ndarray]:
+    """Parameters (or their gradients) of our model under transformers' names and shapes."""
+    ours = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    width, vocabulary = config.width, config.vocabulary_size
+    theirs = {}
+
+    def linear(name: str, kernel: np.ndarray, bias: np.ndarray) -> None:
+        # torch.nn.Linear stores [out, in]; heads are joined head-major on both sides.
+        theirs[f"{name}.weight"] = kernel.reshape(-1, bias.size).T
+        theirs[f"{name}.bias"] = bias.reshape(-1)
+
+    def norm(name: str, scale: np.ndarray, bias: np.ndarray) -> None:
+        theirs[f"{name}.weight"] = scale
+        theirs[f"{name}.bias"] = bias
+
+    def pair(path: str, first: str = "kernel") -> tuple[np.ndarray, np.ndarray]:
+        return ours.pop(f"{path}/{first}"), ours.pop(f"{path}/bias")
+
+    embeddings = "bert.embeddings"
+    word = ours.pop("encoder/embeddings/word")[:vocabulary]
+    theirs[f"{embeddings}.word_embeddings.weight"] = word
+    theirs["cls.predictions.decoder.weight"] = word
+    for table, name in (("position", "position"), ("segment", "token_type")):
+        rows = ours.pop(f"encoder/embeddings/{table}")
+        theirs[f"{embeddings}.{name}_embeddings.weight"] = rows
+    norm(f"{embeddings}.LayerNorm", *pair("encoder/embeddings/norm", "scale"))
+
+    query_key_value = pair("encoder/layers/attention/query_key_value")
+    linears = {
+        "attention.output.dense": pair("encoder/layers/attention/output"),
+        "intermediate.dense": pair("encoder/layers/feed_forward/inner"),
+        "output.dense": pair("encoder/layers/feed_forward/output"),
+    }
+    norms = {
+        "attention.output.LayerNorm": pair("encoder/layers/attention_norm", "scale"),
+        "output.LayerNorm": pair("encoder/layers/feed_forward_norm", "scale"),
+    }
+    for layer in range(config.layers):
+        prefix = f"bert.encoder.layer.{layer}"
+        kernel, bias = (part[layer] for part in query_key_value)
+        for index, name in enumerate(("query", "key", "value")):
+            kernel_part = kernel[:, index].reshape(width, width)
+            linear(f"{prefix}.attention.self.{name}", kernel_part, bias[index])
+        for name, (kernel, bias) in linears.items():
+            linear(f"{prefix}.{name}", kernel[layer], bias[layer])
+        for name, (scale, bias) in norms.items():
+            norm(f"{prefix}.{name}", scale[layer], bias[layer])
+
+    linear("bert.pooler.dense", *pair("pooler/projection"))
+    linear("cls.predictions.transform.dense", *pair("mlm_head/transform"))
+    norm("cls.predictions.transform.LayerNorm", *pair("mlm_head/norm", "scale"))
+    decoder_bias = ours.pop("mlm_head/bias")[:vocabulary]
+    theirs["cls.predictions.bias"] = decoder_bias
+    theirs["cls.predictions.decoder.bias"] = decoder_bias
+    linear("cls.seq_relationship", *pair("next_sentence_head"))
+    assert not ours, f"not mapped: {sorted(ours)}"
+    return theirs
+
+
+def random_params(model: PretrainingModel, rng: np.random.Generator) -> dict[str, Any]:
+    """Every parameter random: LayerNorm scales around 1, the vocabulary's padding too."""
+    abstract = jax.eval_shape(
+        lambda key: model.init(
+            key, *(jnp.zeros(shape, jnp.int32) for shape in ((1, 2), (1, 2), (1,), (1, 1))),
+            deterministic=True,
+        ),
+        jax.random.key(0),
+    )["params"]
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(rng.normal(centre, 0.1, leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, nn.unbox(abstract))
+
+
+def padded_pairs(config: BertConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    rows, length, masked = 5, config.max_positions - 4, 4
+    lengths = np.array([length, length - 1, length // 2, 9, 5], np.int32)
+    columns = np.arange(length)
+    real = columns < lengths[:, None]
+    second_starts = lengths // 2
+    segments = np.where(columns >= second_starts[:, None], config.segments - 1, 0) * real
+    positions = np.stack([rng.choice(n, masked, replace=False) for n in lengths])
+    weights = np.ones((rows, masked), np.float32)
+    weights[-1, 2:] = 0
+    positions[-1, 2:] = 0
+    return {
+        "token_ids": rng.integers(0, config.vocabulary_size, (rows, length)) * real,
+        "segment_ids": segments,
+        "lengths": lengths,
+        "real": real,
+        "masked_positions": positions,
+        "masked_labels": rng.integers(0, config.vocabulary_size, (rows, masked)),
+        "masked_weights": weights,
+        "next_sentence_label": rng.integers(0, 2, rows),
+    }
+
+
+def assert_close(name: str, ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape, name
+    allowed = tolerance * max(1.0, np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=allowed, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def both(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Runs both models once, forward and backward."""
+    config = CONFIGS[request.param]
+    rng = np.random.default_rng(17)
+    model = PretrainingModel(config)
+    params = random_params(model, rng)
+    batch = padded_pairs(config, rng)
+    inputs = [batch[name] for name in ("token_ids", "segment_ids", "lengths")]
+
+    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        mlm_logits, next_sentence_logits = model.apply(
+            {"params": params}, *inputs, batch["masked_positions"], deterministic=True
+        )
+        mlm_total, mlm_weight = cross_entropy_sum(
+            mlm_logits, batch["masked_labels"], batch["masked_weights"]
+        )
+        next_total, next_weight = cross_entropy_sum(
+            next_sentence_logits, batch["next_sentence_label"], np.ones(len(batch["lengths"]))
+        )
+        total = mlm_total / mlm_weight + next_total / next_weight
+        return total, (mlm_logits, next_sentence_logits)
+
+    @jax.jit
+    def run(params: Any) -> dict[str, Any]:
+        (total, (mlm_logits, next_sentence_logits)), gradients = jax.value_and_grad(
+            loss, has_aux=True
+        )(params)
+        bound = model.bind({"params": params})
+        hidden_states = bound.encoder(*inputs, deterministic=True, all_hidden_states=True)
+        return {
+            "loss": total,
+            "gradients": gradients,
+            "mlm_logits": mlm_logits,
+            "next_sentence_logits": next_sentence_logits,
+            "hidden_states": hidden_states,
+            "pooled": bound.pooler(hidden_states[-1]),
+        }
+
+    with jax.default_matmul_precision("highest"):
+        ours = run(params)
+
+    reference = transformers.BertForPreTraining(torch_config(config)).eval()
+    state = {
+        name: torch.from_numpy(array.copy())
+        for name, array in as_torch_names(params, config).items()
+    }
+    missing, unexpected = reference.load_state_dict(state, strict=False)
+    assert set(missing) <= {"bert.embeddings.position_ids"} and not unexpected
+    rows = np.arange(len(batch["lengths"]))[:, None]
+    labels = np.full(batch["token_ids"].shape, -100)
+    used = batch["masked_weights"] > 0
+    labels[np.broadcast_to(rows, used.shape)[used], batch["masked_positions"][used]] = batch[
+        "masked_labels"
+    ][used]
+    theirs = reference(
+        input_ids=torch.from_numpy(batch["token_ids"]),
+        token_type_ids=torch.from_numpy(batch["segment_ids"]),
+        attention_mask=torch.from_numpy(batch["real"].astype(np.int64)),
+        labels=torch.from_numpy(labels),
+        next_sentence_label=torch.from_numpy(batch["next_sentence_label"]),
+        output_hidden_states=True,
+    )
+    theirs.loss.backward()
+    with torch.no_grad():
+        pooled = reference.bert.pooler(theirs.hidden_states[-1])
+    return {"config": config, "batch": batch, "ours": ours, "theirs": theirs, "pooled": pooled,
+            "reference": reference}
+
+
+def test_every_hidden_state(both: dict[str, Any]) -> None:
+    real = both["batch"]["real"]
+    ours, theirs = both["ours"]["hidden_states"], both["theirs"].hidden_states
+    assert len(ours) == len(theirs) == both["config"].layers + 1
+    for layer, (our_state, their_state) in enumerate(zip(ours, theirs, strict=True)):
+        assert_close(f"state {layer}", our_state[real], their_state.detach().numpy()[real])
+
+
+def test_pooler(both: dict[str, Any]) -> None:
+    assert_close("pooled", both["ours"]["pooled"], both["pooled"])
+
+
+def test_mlm_logits_at_the_masked_positions(both: dict[str, Any]) -> None:
+    batch, vocabulary = both["batch"], both["config"].vocabulary_size
+    theirs = both["theirs"].prediction_logits.detach().numpy()
+    theirs = np.take_along_axis(theirs, batch["masked_positions"][..., None], axis=1)
+    assert_close("mlm logits", both["ours"]["mlm_logits"][..., :vocabulary], theirs)
+
+
+def test_next_sentence_logits(both: dict[str, Any]) -> None:
+    theirs = both["theirs"].seq_relationship_logits.detach()
+    assert_close("next-sentence logits", both["ours"]["next_sentence_logits"], theirs)
+
+
+def test_loss(both: dict[str, Any]) -> None:
+    assert_close("loss", both["ours"]["loss"], both["theirs"].loss.detach())
+
+
+def test_gradient_of_every_parameter(both: dict[str, Any]) -> None:
+    ours = as_torch_names(both["ours"]["gradients"], both["config"])
+    theirs = dict(both["reference"].named_parameters())
+    # named_parameters gives a tied parameter once, under the name of its first owner.
+    assert set(ours) - set(theirs) == {
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    }
+    for name, parameter in theirs.items():
+        assert_close(name, ours[name], parameter.grad, 10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("width", [128, 256, 512, 768])
+@pytest.mark.parametrize("layers", [2, 4, 6, 8, 10, 12])
+def test_parameter_counts_of_the_miniatures(layers: int, width: int) -> None:
+    config = sized_config(f"L{layers}_H{width}", vocabulary_size=30522)
+    with torch.device("meta"):
+        reference = transformers.BertForPreTraining(torch_config(config))
+    assert count_parameters(config) == reference.num_parameters()
