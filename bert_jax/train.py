@@ -119,7 +119,9 @@ def _train(
         )
         evaluation_step = jax.jit(make_evaluation_step(task))
         meter = SpeedMeter(_peak_flops(mesh))
-        monitor = Monitor(log, progress, meter, _describer(task), config.log_every_steps)
+        monitor = Monitor(
+            log, progress, meter, _describer(task), config.log_every_steps, checkpoints.latest
+        )
         batches = training_batches(task, step)
         compiled_phase = None
         while True:

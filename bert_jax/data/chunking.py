@@ -48,11 +48,7 @@ class Chunker:
             split_sentences(piece.text, language=self.language, wrapped_lines=self.wrapped_lines)
             for piece in pieces
         ]
-        sentences = self.tokenizer.encode_batch(list(itertools.chain.from_iterable(texts)))
-        lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        token_ids = np.fromiter(
-            itertools.chain.from_iterable(sentences), np.int32, int(lengths.sum())
-        )
+        token_ids, lengths = self.tokenizer.encode_flat(list(itertools.chain.from_iterable(texts)))
         capacity = self.max_length - SPECIAL_TOKENS_AROUND_CHUNK
         chunks, sentence, token = [], 0, 0
         for text in texts:

@@ -1,16 +1,20 @@
 """Documents from the text of a TFDS data set (``wikipedia/20230601.en``), without TensorFlow."""
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.data.documents import Passage, Tally, whole_document
 from bert_jax.errors import UserError
 
 PREFIX = "tfds:"
 _READ_AT_ONCE = 64
+# TFDS knows its older data sets only once the module of their kind is imported.
+_KINDS = ("question_answering", "summarization", "text", "translate")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class TfdsText:
         field = _text_feature(builder, self.text_field)
         try:
             source = builder.as_data_source(
-                split=self.split, decoders=tfds.decode.PartialDecoding({field: True})
+                self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
         except (ValueError, KeyError) as error:
             raise UserError(
@@ -54,15 +58,19 @@ class TfdsText:
                 f"{', '.join(builder.info.splits)} with --tfds_split"
             ) from None
         for start in range(0, len(source), _READ_AT_ONCE):
-            rows = source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
-            for row in rows:
-                text = row[field]
+            rows = range(start, min(start + _READ_AT_ONCE, len(source)))
+            for row in source.__getitems__(rows):
+                # Only the text is decoded: a row may have pictures, too.
+                features = tf_example_pb2.Example.FromString(row).features.feature
+                text = features[field].bytes_list.value[0]
                 tally.disk_bytes += len(text)
                 yield from whole_document(text.decode("utf-8", errors="replace"))
 
 
 def _prepared(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     where = data_dir or tfds.core.constants.DATA_DIR
+    for kind in _KINDS:
+        importlib.import_module(f"tensorflow_datasets.{kind}")
     try:
         builder = tfds.builder(data_set, data_dir=data_dir, file_format="array_record")
     # A builder's own code runs here; whatever it raises, there is no such data set for us.
@@ -86,7 +94,7 @@ def _prepared(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 def _text_feature(builder: tfds.core.DatasetBuilder, field: str | None) -> str:
     features = builder.info.features
-    texts = [
+    texts: list[str] = [
         name
         for name, feature in features.items()
         if isinstance(feature, tfds.features.Text)

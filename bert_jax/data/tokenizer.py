@@ -3,10 +3,16 @@
 The work is done by Hugging Face ``tokenizers``; this class fixes what is open there: which special
 tokens exist, that "[MASK]" in raw text is ordinary characters, that training is deterministic, and
 one canonical form whose hash names the vocabulary.
+
+Ids equal those of transformers' Python BertTokenizer but for characters that ``tokenizers``' tables
+do not know (punctuation and marks of Unicode 9 and later) or take for no ideograph (U+2B820 to
+U+2B91F), and for decomposed characters in cased text, which transformers composes first and
+google-research/bert, like this, does not.
 """
 
 import collections
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +22,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from bert_jax.data.chunks import offsets_of, positions_of_runs
 from bert_jax.errors import UserError
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -217,6 +224,30 @@ class WordPieceTokenizer:
         """Ids of raw texts, without [CLS] and [SEP]; "[MASK]" in a text is not a special token."""
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of ``encode_batch``, faster, for much text with spaces between words.
+
+        No rule of BERT's looks across a space, so each distinct word is tokenised but once.
+
+        Returns:
+          The ids of all texts, int32 [T], and how many of them each text has, int64 [n].
+        """
+        numbers: dict[str, int] = {}
+        occurrences: list[int] = []
+        word_counts: list[int] = []
+        for text in texts:
+            words = text.split(" ")
+            occurrences += [numbers.setdefault(word, len(numbers)) for word in words]
+            word_counts.append(len(words))
+        ids = self.encode_batch(list(numbers))
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        words_in_order = np.array(occurrences, np.int64)
+        lengths_in_order = lengths[words_in_order]
+        starts = offsets_of(lengths)[words_in_order]
+        text_ends = offsets_of(lengths_in_order)[offsets_of(np.array(word_counts, np.int64))]
+        return flat[positions_of_runs(starts, lengths_in_order)], np.diff(text_ends)
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Ids of a text in which "[MASK]" (and the other special tokens) mean what they say.

@@ -100,7 +100,7 @@ class BertConfig:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Rows of the stored vocabulary tables: `vocabulary_size` rounded up to a multiple of 128."""
+        """Rows of the stored vocabulary tables, a multiple of 128."""
         return -(-self.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
@@ -126,9 +126,10 @@ def size_shape(size: str) -> dict[str, int]:
             f"{', '.join(SIZES)}, or give layers and width as in 'L4_H256'."
         )
     if width == 0 or width % HEAD_WIDTH:
+        nearest_width = max(1, round(width / HEAD_WIDTH)) * HEAD_WIDTH
         raise UserError(
             f"Model size {size!r} has width {width}, which is not a multiple of the head width "
-            f"{HEAD_WIDTH}; choose a width such as {max(1, round(width / HEAD_WIDTH)) * HEAD_WIDTH}."
+            f"{HEAD_WIDTH}; choose a width such as {nearest_width}."
         )
     return {
         "layers": layers,

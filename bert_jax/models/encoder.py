@@ -1,11 +1,11 @@
 """The BERT encoder (Devlin et al., arXiv:1810.04805): embeddings and a stack of post-norm layers.
 
-Shapes: B batch, L length, D model width, V vocabulary (padded).
+Shapes: B batch, L length, D model width, V vocabulary (padded), S hidden states.
 
 The parameters of all layers are stacked on a leading axis "layers" and run by `nn.scan`: one layout
 whatever the unroll factor. Tree of `Encoder`:
 
-    embeddings/word [V, D], position [P, D], segment [S, D], norm/{scale, bias}
+    embeddings/{word, position, segment}, embeddings/norm/{scale, bias}
     layers/attention/{query_key_value, output}/{kernel, bias}, attention_norm/{scale, bias},
         feed_forward/{inner, output}/{kernel, bias}, feed_forward_norm/{scale, bias}
 """
@@ -13,11 +13,12 @@ whatever the unroll factor. Tree of `Encoder`:
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 
 from bert_jax.errors import UserError
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu
+from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
 
 Array = jax.Array
 
@@ -28,7 +29,8 @@ def constrain_hidden(hidden_BLD: Array) -> Array:
     Without it the partitioner may follow the weights' sharding instead of the batch's. It does
     nothing when no logical axis rules are in force.
     """
-    return nn.with_logical_constraint(hidden_BLD, ("batch", "length", None))
+    constrained_BLD: Array = with_logical_constraint(hidden_BLD, ("batch", "length", None))
+    return constrained_BLD
 
 
 class Embeddings(nn.Module):
@@ -47,8 +49,7 @@ class Embeddings(nn.Module):
             return jnp.pad(real, ((0, padding), (0, 0)))
 
         def table(name: str, init: nn.initializers.Initializer, rows: int, axis: str) -> Array:
-            init = nn.with_logical_partitioning(init, (axis, "width"))
-            return self.param(name, init, (rows, config.width), jnp.float32)
+            return parameter(self, name, init, (rows, config.width), (axis, "width"))
 
         self.word = table("word", word_init, config.padded_vocabulary_size, "vocabulary")
         self.position = table("position", normal, config.max_positions, "position")
@@ -56,9 +57,7 @@ class Embeddings(nn.Module):
         self.norm = LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.compute_dtype))
         self.dropout = Dropout(config.hidden_dropout)
 
-    def __call__(
-        self, token_ids_BL: Array, segment_ids_BL: Array, *, deterministic: bool
-    ) -> Array:
+    def __call__(self, token_ids_BL: Array, segment_ids_BL: Array, *, deterministic: bool) -> Array:
         """Embeds int32 [B, L] tokens and segments as [B, L, D] in the compute type.
 
         Raises:
@@ -178,9 +177,9 @@ class Encoder(nn.Module):
           UserError: L is larger than the position table.
         """
         embedded_BLD = self.embeddings(token_ids_BL, segment_ids_BL, deterministic=deterministic)
-        hidden_BLD, states_NBLD = self.layers(
+        hidden_BLD, states_SBLD = self.layers(
             embedded_BLD, lengths_B, deterministic, all_hidden_states
         )
-        if all_hidden_states:
-            return jnp.concatenate([embedded_BLD[None], states_NBLD])
-        return hidden_BLD
+        if states_SBLD is None:
+            return hidden_BLD
+        return jnp.concatenate([embedded_BLD[None], states_SBLD])

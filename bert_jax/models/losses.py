@@ -5,7 +5,6 @@ Shapes: `...` any leading axes, V classes (the vocabulary, with its padding, or 
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 Array = jax.Array
 
@@ -26,15 +25,35 @@ def cross_entropy_sum(logits: Array, labels: Array, weights: Array) -> tuple[Arr
       Two float32 scalars: the sum of weighted losses and the sum of the weights.
     """
     weights = weights.astype(jnp.float32)
+    return jnp.sum(weights * _cross_entropy(logits, labels)), jnp.sum(weights)
+
+
+@jax.custom_vjp
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, tuple[Array, ...]]:
     # Everything is relative to the largest logit, so that no digits are lost on their common size.
-    logits = logits.astype(jnp.float32)
-    logits -= lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    log_normalizer = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
-    # Not a gather: the gradient of a gather is a scatter into a [..., V] array of zeros, where this
-    # selection fuses with the softmax in both directions, and divides with a sharded vocabulary.
+    highest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
+    exponentials = jnp.exp(logits.astype(jnp.float32) - highest)
+    log_normalizer = jnp.log(jnp.sum(exponentials, axis=-1, keepdims=True))
+    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")
+    losses = log_normalizer - (label_logits.astype(jnp.float32) - highest)
+    return losses[..., 0], (logits, labels, highest + log_normalizer)
+
+
+def _cross_entropy_backward(residuals: tuple[Array, ...], cotangents: Array) -> tuple[Array, None]:
+    # Written out, because the derivative of taking the label's logit would be a scatter into an
+    # array of zeros as large as the logits; this is elementwise.
+    logits, labels, log_normalizer = residuals
+    probabilities = jnp.exp(logits.astype(jnp.float32) - log_normalizer)
     is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
-    label_logits = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    return jnp.sum(weights * (log_normalizer - label_logits)), jnp.sum(weights)
+    gradient = (probabilities - is_label) * cotangents[..., None]
+    return gradient.astype(logits.dtype), None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def correct_sum(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
@@ -53,4 +72,3 @@ def correct_sum(logits: Array, labels: Array, weights: Array) -> tuple[Array, Ar
     weights = weights.astype(jnp.float32)
     predictions = jnp.argmax(logits, axis=-1)
     return jnp.sum(weights * (predictions == labels)), jnp.sum(weights)
-

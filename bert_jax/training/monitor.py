@@ -22,6 +22,7 @@ class Monitor:
       meter: measures the speed.
       describe: turns a step's number and sums into the values to log, ``loss`` among them.
       log_every_steps: how often to log.
+      last_saved: the step of the newest checkpoint, asked for when a run fails.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Monitor:
         meter: SpeedMeter,
         describe: Callable[[int, Mapping[str, Ratio]], dict[str, float]],
         log_every_steps: int,
+        last_saved: Callable[[], int | None],
     ):
         self._log = log
         self._progress = progress
         self._meter = meter
         self._describe = describe
         self._log_every_steps = log_every_steps
+        self._last_saved = last_saved
         self._running: tuple[int, Sums, float | None] | None = None
 
     def follow(self, step: int, sums: Sums, flops_per_token: float | None) -> None:
@@ -73,8 +76,10 @@ class Monitor:
         for name in ("train/loss", "train/gradient_norm"):
             if not math.isfinite(values[name]):
                 self._log.write(step, values)
+                saved = self._last_saved()
                 raise UserError(
-                    f"{name} is {values[name]} at step {step:,}; lower "
+                    f"{name} is {values[name]} at step {step:,}; the last good checkpoint is "
+                    f"{'none' if saved is None else f'that of step {saved:,}'}: lower "
                     "--config.optimizer.learning_rate or check the data"
                 )
         if step % self._log_every_steps:

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules of BERT pretraining, as optax transformations.
 
-A parameter is decayed or not by an explicit rule on its name, never by its rank: stacked layers give
-biases two axes and more. A parameter that no rule covers is an error.
+A parameter is decayed or not by an explicit rule on its name, never by its rank: stacked layers
+give biases two axes and more. A parameter that no rule covers is an error.
 """
 
 import dataclasses
@@ -144,9 +144,7 @@ def make_optimizer(
         if config.bias_correction:
             parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
         else:
-            parts.append(
-                scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon)
-            )
+            parts.append(scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon))
         parts.append(decay)
     elif config.name == "lamb":
         parts += [
@@ -302,9 +300,7 @@ def _matrix_axes(names: tuple[str, ...], rank: int) -> tuple[int, ...]:
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     """The dictionary keys of a tree path: flax's boxes add an attribute, which names nothing."""
-    return tuple(
-        str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)
-    )
+    return tuple(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
 def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:

@@ -24,9 +24,9 @@ def documents(draw):
     """(token ids, sentence ends) of a document whose sentences begin with whole words."""
     sentences = draw(
         st.lists(
-            st.tuples(
-                st.integers(0, 49), st.lists(st.integers(0, 99), max_size=30)
-            ).map(lambda parts: [parts[0], *parts[1]]),
+            st.tuples(st.integers(0, 49), st.lists(st.integers(0, 99), max_size=30)).map(
+                lambda parts: [parts[0], *parts[1]]
+            ),
             max_size=8,
         )
     )

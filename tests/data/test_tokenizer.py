@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -37,11 +36,12 @@ MULTILINGUAL = [
 @pytest.fixture(scope="module", params=["uncased", "cased"])
 def pair(request, tmp_path_factory):
     """(ours, the reference) with one vocabulary."""
+    legacy = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
     lowercase = request.param == "uncased"
     ours = WordPieceTokenizer.train(MULTILINGUAL * 3, size=1500, lowercase=lowercase)
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     path.write_text("".join(f"{token}\n" for token in ours.vocabulary), encoding="utf-8")
-    reference = BertTokenizerLegacy(str(path), do_lower_case=lowercase)
+    reference = legacy.BertTokenizerLegacy(str(path), do_lower_case=lowercase)
     return WordPieceTokenizer.from_file(path, lowercase=lowercase), reference
 
 
@@ -64,6 +64,17 @@ CHARACTERS = st.sampled_from(sorted(set("".join(MULTILINGUAL)) | set("\t\n\r\u00
 def test_ids_equal_the_reference_on_random_text(pair, text):
     ours, reference = pair
     assert ours.encode_batch([text])[0] == reference_ids(reference, text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.text(CHARACTERS | st.sampled_from(" \x1c\x85\u2028[]"), max_size=40)))
+def test_the_fast_path_gives_the_same_ids(pair, texts):
+    ours, _ = pair
+    token_ids, lengths = ours.encode_flat(texts)
+    assert (token_ids.dtype, lengths.dtype) == (np.int32, np.int64)
+    expected = ours.encode_batch(texts)
+    assert lengths.tolist() == [len(ids) for ids in expected]
+    assert token_ids.tolist() == [i for ids in expected for i in ids]
 
 
 def test_words_too_long_are_unknown_as_in_the_reference(pair):
@@ -176,10 +187,10 @@ def test_only_newlines_separate_tokens(tmp_path):
 def test_files_that_are_no_vocabulary(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text('{"model": {"type": "BPE"}}')
-    with pytest.raises(UserError, match="not the tokenizer.json of a BERT"):
+    with pytest.raises(UserError, match=r"not the tokenizer\.json of a BERT"):
         WordPieceTokenizer.from_file(path)
     path.write_text("[]")
-    with pytest.raises(UserError, match="not the tokenizer.json of a BERT"):
+    with pytest.raises(UserError, match=r"not the tokenizer\.json of a BERT"):
         WordPieceTokenizer.from_file(path)
     with pytest.raises(UserError, match="cannot be read"):
         WordPieceTokenizer.from_file(tmp_path / "missing.txt")

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from bert_jax.models.heads import PADDING_LOGIT, PretrainingModel
 CONFIG = BertConfig(
     vocabulary_size=200, layers=2, width=32, heads=2, feed_forward_width=64, max_positions=16
 )
+KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 200, (3, 12)).astype(np.int32)
 SEGMENTS = RNG.integers(0, 2, (3, 12)).astype(np.int32)
@@ -23,44 +26,52 @@ INPUTS = (TOKENS, SEGMENTS, LENGTHS, POSITIONS)
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
     model = PretrainingModel(CONFIG)
-    return nn.unbox(model.init(jax.random.key(0), *INPUTS, deterministic=True))
+    return nn.unbox(jax.jit(lambda key: model.init(key, *INPUTS, deterministic=True))(KEY))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "next_sentence"))
+def predict(
+    params: dict[str, Any],
+    *inputs: Any,
+    config: BertConfig = CONFIG,
+    next_sentence: bool = True,
+) -> tuple[jax.Array, jax.Array | None]:
+    model = PretrainingModel(config, next_sentence)
+    return model.apply(params, *inputs, deterministic=True)
 
 
 def test_shapes_and_types(params: dict[str, Any]) -> None:
     for dtype in ("float32", "bfloat16"):
-        config = BertConfig(**(vars(CONFIG) | {"compute_dtype": dtype}))
-        outputs = PretrainingModel(config).apply(params, *INPUTS, deterministic=True)
+        config = dataclasses.replace(CONFIG, compute_dtype=dtype)
+        outputs = predict(params, *INPUTS, config=config)
         assert [out.shape for out in outputs] == [(3, 3, 256), (3, 2)]
         assert [out.dtype for out in outputs] == [jnp.float32, jnp.float32]
 
 
 def test_each_masked_position_is_scored_for_itself(params: dict[str, Any]) -> None:
-    model = PretrainingModel(CONFIG)
-    logits, _ = model.apply(params, *INPUTS, deterministic=True)
+    logits, _ = predict(params, *INPUTS)
     everywhere = np.broadcast_to(np.arange(12, dtype=np.int32), (3, 12))
-    all_logits, _ = model.apply(params, *INPUTS[:3], everywhere, deterministic=True)
+    all_logits, _ = predict(params, *INPUTS[:3], everywhere)
     picked = np.take_along_axis(np.asarray(all_logits), POSITIONS[..., None], axis=1)
     np.testing.assert_allclose(logits, picked, atol=1e-5)
 
 
 def test_padding_logits_are_masked_whatever_the_padding_rows_hold(params: dict[str, Any]) -> None:
-    model = PretrainingModel(CONFIG)
-    before, _ = model.apply(params, *INPUTS, deterministic=True)
+    before, _ = predict(params, *INPUTS)
     assert (before[..., 200:] == PADDING_LOGIT).all()
     assert jnp.abs(before[..., :200]).max() < 10
     spoilt = jax.tree.map(jnp.copy, params)
     spoilt["params"]["encoder"]["embeddings"]["word"] = (
         params["params"]["encoder"]["embeddings"]["word"].at[200:].set(7.0)
     )
-    after, _ = model.apply(spoilt, *INPUTS, deterministic=True)
+    after, _ = predict(spoilt, *INPUTS)
     np.testing.assert_array_equal(before, after)
 
 
 def test_decoder_is_tied_to_the_word_table(params: dict[str, Any]) -> None:
-    model = PretrainingModel(CONFIG)
 
     def logit(params: dict[str, Any]) -> jax.Array:
-        mlm_logits, _ = model.apply(params, *INPUTS, deterministic=True)
+        mlm_logits, _ = predict(params, *INPUTS)
         return mlm_logits[0, 0, 150]
 
     # The first row does not hold token 150, so only the decoder can reach its embedding.
@@ -73,11 +84,11 @@ def test_without_next_sentence_the_head_and_its_parameters_are_gone(
     params: dict[str, Any],
 ) -> None:
     model = PretrainingModel(CONFIG, next_sentence=False)
-    own = nn.unbox(model.init(jax.random.key(0), *INPUTS, deterministic=True))["params"]
+    own = nn.unbox(jax.jit(lambda key: model.init(key, *INPUTS, deterministic=True))(KEY))["params"]
     assert set(own) == {"encoder", "mlm_head"}
     assert set(params["params"]) == {"encoder", "mlm_head", "pooler", "next_sentence_head"}
     kept = {name: params["params"][name] for name in own}
-    mlm_logits, pair_logits = model.apply({"params": kept}, *INPUTS, deterministic=True)
+    mlm_logits, pair_logits = predict({"params": kept}, *INPUTS, next_sentence=False)
     assert pair_logits is None
-    expected, _ = PretrainingModel(CONFIG).apply(params, *INPUTS, deterministic=True)
+    expected, _ = predict(params, *INPUTS)
     np.testing.assert_allclose(mlm_logits, expected, atol=1e-6)

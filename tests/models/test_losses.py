@@ -58,6 +58,20 @@ def test_vocabulary_padding_takes_no_part() -> None:
     assert (gradient[..., :11] != 0).any()
 
 
+def test_gradient_is_the_one_of_the_plain_formula() -> None:
+    logits, labels, weights = random_case()
+    labels = np.where(weights == 0, -100, labels)
+
+    def plain(logits: jax.Array) -> jax.Array:
+        log_probabilities = jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(log_probabilities, labels[..., None] % 11, axis=-1)
+        return -(picked[..., 0] * weights).sum()
+
+    ours = jax.grad(lambda logits: cross_entropy_sum(logits, labels, weights)[0])(logits)
+    np.testing.assert_allclose(ours, jax.grad(plain)(logits), atol=1e-6)
+    assert (ours[weights == 0] == 0).all()
+
+
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits = jnp.zeros((300, 8), jnp.bfloat16)
     total, weight = cross_entropy_sum(logits, jnp.zeros(300, jnp.int32), jnp.ones(300))

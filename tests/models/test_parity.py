@@ -120,7 +120,8 @@ def random_params(model: PretrainingModel, rng: np.random.Generator) -> dict[str
     """Every parameter random: LayerNorm scales around 1, the vocabulary's padding too."""
     abstract = jax.eval_shape(
         lambda key: model.init(
-            key, *(jnp.zeros(shape, jnp.int32) for shape in ((1, 2), (1, 2), (1,), (1, 1))),
+            key,
+            *(jnp.zeros(shape, jnp.int32) for shape in ((1, 2), (1, 2), (1,), (1, 1))),
             deterministic=True,
         ),
         jax.random.key(0),
@@ -211,7 +212,8 @@ def both(request: pytest.FixtureRequest) -> dict[str, Any]:
         for name, array in as_torch_names(params, config).items()
     }
     missing, unexpected = reference.load_state_dict(state, strict=False)
-    assert set(missing) <= {"bert.embeddings.position_ids"} and not unexpected
+    assert set(missing) <= {"bert.embeddings.position_ids"}
+    assert not unexpected
     rows = np.arange(len(batch["lengths"]))[:, None]
     labels = np.full(batch["token_ids"].shape, -100)
     used = batch["masked_weights"] > 0
@@ -229,8 +231,14 @@ def both(request: pytest.FixtureRequest) -> dict[str, Any]:
     theirs.loss.backward()
     with torch.no_grad():
         pooled = reference.bert.pooler(theirs.hidden_states[-1])
-    return {"config": config, "batch": batch, "ours": ours, "theirs": theirs, "pooled": pooled,
-            "reference": reference}
+    return {
+        "config": config,
+        "batch": batch,
+        "ours": ours,
+        "theirs": theirs,
+        "pooled": pooled,
+        "reference": reference,
+    }
 
 
 def test_every_hidden_state(both: dict[str, Any]) -> None:

@@ -63,7 +63,9 @@ UNDECAYED = {
 
 @pytest.fixture(scope="module")
 def boxed() -> dict[str, Any]:
-    return PretrainingModel(CONFIG).init(jax.random.key(0), *INPUTS, deterministic=True)["params"]
+    model = PretrainingModel(CONFIG)
+    initialise = jax.jit(lambda key: model.init(key, *INPUTS, deterministic=True))
+    return initialise(jax.random.key(0))["params"]
 
 
 def by_name(tree: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +198,10 @@ def test_trust_ratio_is_taken_per_matrix_of_each_layer() -> None:
     rng = np.random.default_rng(1)
     params = {
         "layers": {
-            "query_key_value": {"kernel": rng.normal(size=(2, 8, 3, 2, 4)), "bias": np.ones((2, 3))},
+            "query_key_value": {
+                "kernel": rng.normal(size=(2, 8, 3, 2, 4)),
+                "bias": np.ones((2, 3)),
+            },
             "output": {"kernel": rng.normal(size=(2, 8, 8))},
         },
         "query_key_value": {"kernel": rng.normal(size=(8, 3, 2, 4))},

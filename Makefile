@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(VENV)/runtime  ## pretrain a small BERT on the documentation of this machine, about 6 minutes
+	$(BIN)/python -m bert_jax.train --config configs/demo.py --workdir runs/demo
+	$(BIN)/python -m bert_jax.evaluate --workdir runs/demo
+	$(BIN)/python -m bert_jax.predict fill-mask --checkpoint runs/demo \
+		"Returns the [MASK] of the array." "If the file does not [MASK], an exception is raised."
+
+test: $(VENV)/test  ## every test, under 15 minutes on two cores
+	$(BIN)/python -m pytest -n auto
+
+test-fast: $(VENV)/test  ## all but the tests that start whole runs
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+lint: $(VENV)/test  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/runtime: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/test: pyproject.toml requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	touch $@
+
+clean:  ## remove the environment and the demo's run
+	rm -rf $(VENV) runs/demo

@@ -1,0 +1,161 @@
+"""How fast text becomes a corpus, and in how much memory.
+
+    python benchmarks/prepare.py --input books.jsonl.xz [--vocabulary vocab.txt] [--output FILE]
+
+The input (JSON lines with a ``text`` field, or text; compressed or not) is decompressed first,
+which is not timed. A vocabulary is trained on it unless one is given, which is timed apart. Then a
+quarter of the text and all of it are prepared with that vocabulary, each in a new process, start-up
+included. CPU seconds are those of all processes. Peak memory is the largest sum of the resident
+sizes of all processes, sampled ten times a second.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from bert_jax.data.corpus import open_corpus
+from bert_jax.data.documents import Tally
+from bert_jax.data.text_files import TextFiles
+
+_SECONDS_BETWEEN_SAMPLES = 0.1
+_VOCABULARY_SIZE = 30522
+
+
+def main() -> None:
+    """Measures, prints a table and writes the numbers as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--input", required=True, type=Path)
+    parser.add_argument("--vocabulary", help="a vocab.txt; without it one is trained")
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        result = measure(arguments, Path(name))
+    print_table(result)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict:
+    """Runs ``bert_jax.prepare`` on a quarter of the text and on all of it."""
+    sizes = write_texts(arguments.input, scratch)
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
+        "python": platform.python_version(),
+        "input": arguments.input.name,
+        "workers": arguments.workers,
+        "max_length": arguments.max_length,
+        "runs": [],
+    }
+    vocabulary = arguments.vocabulary
+    for part, size in sizes.items():
+        corpus = scratch / f"corpus-{part}"
+        options = ["--input", str(scratch / f"{part}.jsonl"), "--output", str(corpus)]
+        options += ["--max_length", str(arguments.max_length)]
+        options += ["--workers", str(arguments.workers)]
+        if vocabulary is None:
+            options += ["--vocab_size", str(_VOCABULARY_SIZE)]
+            run(options)
+            result["vocabulary_seconds"] = open_corpus(corpus).metadata["seconds"]["vocabulary"]
+            result["vocabulary_megabytes"] = size / 1e6
+            vocabulary = str(corpus)
+            options[options.index(str(corpus))] = str(scratch / f"again-{part}")
+            corpus = scratch / f"again-{part}"
+        seconds, cpu_seconds, peak_bytes = run([*options, "--vocabulary", vocabulary])
+        counts = open_corpus(corpus).counts
+        result["runs"].append(
+            {
+                "text_megabytes": size / 1e6,
+                "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
+                "megabytes_per_second": size / 1e6 / seconds,
+                "peak_memory_megabytes": peak_bytes / 1e6,
+                "tokens": sum(split["tokens"] for split in counts.values()),
+                "disk_megabytes": sum(f.stat().st_size for f in corpus.rglob("*.*")) / 1e6,
+            }
+        )
+    return result
+
+
+def write_texts(source: Path, scratch: Path) -> dict[str, int]:
+    """Writes a quarter and the whole of the text as JSON lines; returns their bytes of text."""
+    documents: list[list[str]] = []
+    for text, starts_document in TextFiles(str(source), (source,)).passages(Tally()):
+        if starts_document:
+            documents.append([])
+        documents[-1].append(text)
+    texts = ["".join(pieces) for pieces in documents]
+    whole = sum(len(text.encode()) for text in texts)
+    sizes = {}
+    for part, share in (("quarter", 0.25), ("whole", 1.0)):
+        sizes[part] = 0
+        with (scratch / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+            for text in texts:
+                if sizes[part] >= share * whole:
+                    break
+                sizes[part] += len(text.encode())
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    return sizes
+
+
+def run(options: list[str]) -> tuple[float, float, int]:
+    """Prepares a corpus in a process of its own: (seconds, CPU seconds, peak bytes)."""
+    start, cpu_start = time.perf_counter(), _cpu_seconds_of_children()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bert_jax.prepare", *options], stdout=subprocess.DEVNULL
+    )
+    root = psutil.Process(process.pid)
+    peak = 0
+    while process.poll() is None:
+        total = 0
+        try:
+            for member in (root, *root.children(recursive=True)):
+                total += member.memory_info().rss
+        except psutil.NoSuchProcess:  # one ended meanwhile; the next sample will do
+            continue
+        finally:
+            time.sleep(_SECONDS_BETWEEN_SAMPLES)
+        peak = max(peak, total)
+    if process.returncode != 0:
+        sys.exit(f"bert_jax.prepare failed with exit code {process.returncode}")
+    return time.perf_counter() - start, _cpu_seconds_of_children() - cpu_start, peak
+
+
+def _cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def print_table(result: dict) -> None:
+    """Prints the numbers."""
+    print(f"{result['machine']}, Python {result['python']}, {result['workers']} workers")
+    print(f"{result['input']}, rows of {result['max_length']} tokens")
+    if "vocabulary_seconds" in result:
+        print(
+            f"vocabulary of {_VOCABULARY_SIZE:,} from {result['vocabulary_megabytes']:.1f} MB: "
+            f"{result['vocabulary_seconds']:.1f} s"
+        )
+    print(
+        f"{'text MB':>10}{'seconds':>10}{'CPU s':>8}{'MB/s':>8}{'peak MB':>10}"
+        f"{'tokens':>14}{'disk MB':>10}"
+    )
+    for measured in result["runs"]:
+        print(
+            f"{measured['text_megabytes']:>10.1f}{measured['seconds']:>10.1f}"
+            f"{measured['cpu_seconds']:>8.1f}"
+            f"{measured['megabytes_per_second']:>8.2f}{measured['peak_memory_megabytes']:>10.0f}"
+            f"{measured['tokens']:>14,}{measured['disk_megabytes']:>10.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What tests share: a small corpus of real text, and runs of the training program."""
+
+import json
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported: tests run on the CPU, wherever they run
+
+import pydoc_data.topics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from bert_jax.data.preparation import PrepareOptions, prepare_corpus
+
+ROOT = Path(__file__).parents[1]
+# A model that compiles in seconds; two heads, so that a mesh can split them.
+SMALL = (
+    "--config.batch_size=16",
+    "--config.data.max_length=32",
+    "--config.log_every_steps=1",
+    "--config.optimizer.learning_rate=1e-3",
+)
+
+
+@pytest.fixture(scope="session")
+def text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text in files: the topics of Python's own help, one a file."""
+    directory = tmp_path_factory.mktemp("text")
+    for name, text in sorted(pydoc_data.topics.topics.items())[:40]:
+        (directory / f"{name.lower()}.txt").write_text(text, encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus_directory(text_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of that text for length 64, with a vocabulary of 1000 and six validation documents."""
+    directory = tmp_path_factory.mktemp("corpora") / "topics"
+    options = PrepareOptions(
+        vocabulary_size=1000, max_length=64, validation_share=0.15, lowercase=True, workers=0
+    )
+    prepare_corpus([str(text_directory / "*.txt")], directory, options)
+    return directory
+
+
+def program(
+    module: str, *arguments: str, devices: int = 1, environment: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of one of the package's programs, on virtual CPU devices."""
+    settings = dict(os.environ) | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONWARNINGS": "ignore",
+    }
+    return [sys.executable, "-m", f"bert_jax.{module}", *arguments], settings | dict(
+        environment or {}
+    )
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``bert_jax.MODULE`` to its end: (module, *arguments, devices=1, environment=None)."""
+
+    def run_to_end(module: str, *arguments: str, **keywords: object):  # noqa: ANN202
+        command, settings = program(module, *arguments, **keywords)
+        return subprocess.run(
+            command, env=settings, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    return run_to_end
+
+
+@pytest.fixture(scope="session")
+def start_program() -> Callable[..., subprocess.Popen[str]]:
+    """Starts ``bert_jax.MODULE`` with its output as one stream of lines."""
+
+    def start(module: str, *arguments: str, **keywords: object):  # noqa: ANN202
+        command, settings = program(module, *arguments, **keywords)
+        return subprocess.Popen(
+            command,
+            env=settings,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def small_run(corpus_directory: Path) -> Callable[..., Sequence[str]]:
+    """Arguments of a small pretraining run: (workdir, *overrides)."""
+
+    def arguments(workdir: Path, *overrides: str) -> Sequence[str]:
+        config = f"configs/pretrain.py:L2_H128,corpus={corpus_directory}"
+        return ("--config", config, "--workdir", str(workdir), *SMALL, *overrides)
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def read_numbers() -> Callable[[Path], list[dict[str, float]]]:
+    """The lines of a run's metrics without what a clock decides."""
+
+    def read(workdir: Path) -> list[dict[str, float]]:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        return [
+            {key: value for key, value in json.loads(line).items() if not key.startswith("speed/")}
+            for line in lines
+        ]
+
+    return read

@@ -1,0 +1,197 @@
+"""Runs of the real program: they finish, stop, are killed, go on, and say what is wrong."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+TOY = ("--config", "tests/toy_task.py")
+pytestmark = pytest.mark.slow
+
+
+def kill_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> str:
+    """Sends a signal when the program says that it is at ``step``; returns all that it said."""
+    said = []
+    with process:
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(f"step {step:,}/"):
+                process.send_signal(number)
+    return "".join(said)
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps with a complete checkpoint; one that was being written has a longer name."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def test_a_second_task_trains_evaluates_and_resumes(
+    tmp_path, run_program, start_program, read_numbers
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished = run_program("train", *TOY, "--workdir", str(whole))
+    assert finished.returncode == 0, finished.stderr
+    assert "report.html" in finished.stderr
+    records = read_numbers(whole)
+    assert [record["step"] for record in records] == list(range(1, 61))
+    assert records[-1]["validation/accuracy"] > 0.9
+
+    # Killed ten times, each time a little later, and once told to stop in good order.
+    for step in (3, 11, 12, 19, 24, 31, 33, 40, 47, 52):
+        process = start_program("train", *TOY, "--workdir", str(parts))
+        kill_at(process, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert len(saved_steps(parts)) <= 3
+    process = start_program("train", *TOY, "--workdir", str(parts))
+    said = kill_at(process, 55, signal.SIGTERM)
+    assert process.returncode == EXIT_PREEMPTED
+    assert "stopped and saved at step" in said
+    assert run_program("train", *TOY, "--workdir", str(parts)).returncode == 0
+    assert read_numbers(parts) == records
+    assert len(saved_steps(parts)) <= 3
+
+    scored = run_program("evaluate", "--workdir", str(parts), "--json")
+    expected = {
+        key.removeprefix("validation/"): value
+        for key, value in records[-1].items()
+        if key.startswith("validation/")
+    }
+    assert json.loads(scored.stdout) == pytest.approx({"step": 60, **expected}, rel=1e-6)
+
+
+def test_an_interrupted_pretraining_run_equals_one_that_was_not(
+    tmp_path, run_program, start_program, small_run, read_numbers
+):
+    overrides = (
+        "--config.total_steps=24",
+        "--config.checkpoint_every_steps=5",
+        "--config.evaluate_every_steps=8",
+        # Both phases, with the boundary between two checkpoints.
+        "--config.second_phase.share=0.25",
+        "--config.second_phase.max_length=64",
+        "--config.second_phase.batch_size=8",
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished = run_program("train", *small_run(whole, *overrides))
+    assert finished.returncode == 0, finished.stderr
+    assert "16 × length 32: compiled" in finished.stderr
+    assert "8 × length 64: compiled" in finished.stderr
+    for step in (2, 7, 13, 21):
+        kill_at(start_program("train", *small_run(parts, *overrides)), step, signal.SIGKILL)
+    process = start_program("train", *small_run(parts, *overrides))
+    kill_at(process, 22, signal.SIGINT)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert run_program("train", *small_run(parts, *overrides)).returncode == 0
+    assert read_numbers(parts) == read_numbers(whole)
+    assert [record["step"] for record in read_numbers(parts)] == list(range(1, 25))
+
+    # What a stranger does next: score it, use it, start another run from it.
+    scored = run_program("evaluate", "--workdir", str(whole), "--json", "--batch_size", "5")
+    last = read_numbers(whole)[-1]
+    assert json.loads(scored.stdout)["mlm_loss"] == pytest.approx(
+        last["validation/mlm_loss"], rel=1e-5
+    )
+    text = "Return the [MASK] of the [MASK]."
+    filled = run_program("predict", "fill-mask", "--checkpoint", str(whole), "--json", text)
+    fillings = json.loads(filled.stdout)["fillings"]
+    assert len(fillings) == 2
+    assert all(len(filling["tokens"]) == 5 for filling in fillings)
+    other = tmp_path / "other"
+    more = ("--config.total_steps=1", f"--config.init_from={whole}")
+    assert run_program("train", *small_run(other, *more)).returncode == 0
+    first = read_numbers(other)[0]["train/mlm_loss"]
+    assert abs(first - last["train/mlm_loss"]) < 0.5 * abs(
+        first - read_numbers(whole)[0]["train/mlm_loss"]
+    )
+
+
+def test_a_workdir_is_locked_and_a_finished_run_says_so(tmp_path, run_program, start_program):
+    process = start_program("train", *TOY, "--workdir", str(tmp_path), "--config.total_steps=100000")
+    with process:
+        for line in process.stdout:
+            if line.startswith("step 1/"):
+                break
+        refused = run_program("train", *TOY, "--workdir", str(tmp_path))
+        process.kill()
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"error: {tmp_path} is in use by another run; wait for it to end, or give another "
+        "--workdir\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.total_stepz=3"], "did you mean --config.total_steps?"),
+        (["--config.data.max_length=128"], "the length that"),
+        (["--config.corpus=nowhere"], "no corpus at nowhere"),
+        (["--config.batch_size=15", "--config.accumulation_steps=2"], "a multiple of 2"),
+        (["--config.mesh.fsdp=3"], "does not fit the 1 devices"),
+        (["--config.data.objective=nps"], "use one of nsp, sop, none"),
+        (["--config.task=nothing"], "config.task='nothing' is no task"),
+        (["--config.init_from=nowhere"], "nowhere holds no checkpoints"),
+    ],
+)
+def test_wrong_settings_cost_one_line(tmp_path, run_program, small_run, overrides, message):
+    refused = run_program("train", *small_run(tmp_path, *overrides))
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_another_architecture_corpus_or_number_is_refused(
+    tmp_path, run_program, small_run, text_directory
+):
+    assert run_program("train", *small_run(tmp_path, "--config.total_steps=2")).returncode == 0
+    wider = run_program("train", *small_run(tmp_path, "--config.model.feed_forward_width=256"))
+    assert wider.returncode == 2
+    assert "encoder/layers/feed_forward/inner/bias is 2×512 there and 2×256 here" in wider.stderr
+    fewer = run_program("train", *small_run(tmp_path, "--config.total_steps=1"))
+    assert "is at step 2, past total_steps=1" in fewer.stderr
+    corpus = tmp_path / "other-corpus"
+    prepared = run_program(
+        *("prepare", "--input", str(text_directory / "[a-m]*.txt"), "--output", str(corpus)),
+        *("--vocab_size", "900", "--max_length", "64", "--workers", "0"),
+        *("--validation_share", "0.2"),
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    other = run_program("train", *small_run(tmp_path, f"--config.corpus={corpus}"))
+    assert other.returncode == 2
+    assert "was trained with other" in other.stderr
+    start = f"--config.init_from={tmp_path}"
+    moved = run_program(
+        "train", *small_run(tmp_path / "new", f"--config.corpus={corpus}", start)
+    )
+    assert "was trained with another vocabulary" in moved.stderr
+    # What was saved is still whole.
+    assert run_program("evaluate", "--workdir", str(tmp_path)).returncode == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, run_program, small_run):
+    overrides = (
+        "--config.total_steps=20",
+        "--config.checkpoint_every_steps=2",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.warmup_share=0.3",
+    )
+    stopped = run_program("train", *small_run(tmp_path, *overrides))
+    assert stopped.returncode == 2
+    assert "lower --config.optimizer.learning_rate" in stopped.stderr
+    assert "last good checkpoint" in stopped.stderr
+
+
+def test_an_unwritable_workdir(tmp_path, run_program):
+    (tmp_path / "file").write_text("")
+    refused = run_program("train", *TOY, "--workdir", str(tmp_path / "file" / "run"))
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
