@@ -1,7 +1,7 @@
 """Scores a run's checkpoint, exactly: ``python -m bert_jax.evaluate --workdir runs/base``.
 
-Every validation example counts once, whatever the batch size. The config and the vocabulary come out
-of the checkpoint; the data must be those that it was trained with.
+Every validation example counts once, whatever the batch size. The config and the vocabulary come
+out of the checkpoint; the data must be those that it was trained with.
 """
 
 import json

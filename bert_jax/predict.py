@@ -1,4 +1,6 @@
-"""Answers from a checkpoint: ``python -m bert_jax.predict fill-mask --checkpoint runs/base "A [MASK]."``
+"""Answers from a checkpoint.
+
+    python -m bert_jax.predict fill-mask --checkpoint runs/base "Paris is the [MASK] of France."
 
 Texts are arguments, or lines of standard input where there are none.
 """

@@ -1,4 +1,6 @@
-"""Trains any task: ``python -m bert_jax.train --config configs/pretrain.py:tiny --workdir runs/tiny``.
+"""Trains any task.
+
+    python -m bert_jax.train --config configs/pretrain.py:tiny --workdir runs/tiny
 
 The same command again goes on where the run stopped. Exit codes: 0 finished; 75 stopped by SIGTERM
 and saved, run it again to go on; 130 stopped by Ctrl-C and saved; 2 the input cannot be used.
@@ -102,9 +104,7 @@ def _train(
         is_first = jax.process_index() == 0
         if is_first:
             write_config(workdir / CONFIG, record.config)
-        log = stack.enter_context(
-            MetricsLog(workdir, resume_step=resumed_at, enabled=is_first)
-        )
+        log = stack.enter_context(MetricsLog(workdir, resume_step=resumed_at, enabled=is_first))
         progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first))
         phases = [f"{phase.batch_size:,} × {phase.description}" for phase in task.phases]
         progress.note(describe_run(config.task, config.total_steps, phases, mesh, abstract))
@@ -235,7 +235,7 @@ def _changes(previous: RunRecord, current: RunRecord) -> list[str]:
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")

@@ -2,9 +2,9 @@
 
     python -m bert_jax.train --config configs/pretrain.py:base,corpus=data/mine --workdir runs/base
 
-The argument is a size and any keys of the config: ``SIZE[,KEY=VALUE...]``. A size is one of tiny, mini,
-small, medium, base, large, or a miniature by its numbers, such as ``L6_H512``. ``corpus`` is a
-directory that ``python -m bert_jax.prepare`` made, a mixture such as
+The argument is a size and any keys of the config: ``SIZE[,KEY=VALUE...]``. A size is one of tiny,
+mini, small, medium, base, large, or a miniature by its numbers, such as ``L6_H512``. ``corpus`` is
+a directory that ``python -m bert_jax.prepare`` made, a mixture such as
 ``data/wiki:0.7+data/books:0.3``, or ``docs``, the documentation that is on every machine.
 """
 

@@ -3,7 +3,8 @@
 import json
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported: tests run on the CPU, wherever they run
+# Before JAX is imported: tests run on the CPU, wherever they run.
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 import pydoc_data.topics
 import subprocess
@@ -36,7 +37,7 @@ def text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus_directory(text_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of that text for length 64, with a vocabulary of 1000 and six validation documents."""
+    """A corpus of that text for length 64: 1000 tokens, six validation documents."""
     directory = tmp_path_factory.mktemp("corpora") / "topics"
     options = PrepareOptions(
         vocabulary_size=1000, max_length=64, validation_share=0.15, lowercase=True, workers=0
@@ -64,7 +65,7 @@ def program(
 def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``bert_jax.MODULE`` to its end: (module, *arguments, devices=1, environment=None)."""
 
-    def run_to_end(module: str, *arguments: str, **keywords: object):  # noqa: ANN202
+    def run_to_end(module: str, *arguments: str, **keywords: object):
         command, settings = program(module, *arguments, **keywords)
         return subprocess.run(
             command, env=settings, cwd=ROOT, capture_output=True, text=True, check=False
@@ -77,7 +78,7 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
 def start_program() -> Callable[..., subprocess.Popen[str]]:
     """Starts ``bert_jax.MODULE`` with its output as one stream of lines."""
 
-    def start(module: str, *arguments: str, **keywords: object):  # noqa: ANN202
+    def start(module: str, *arguments: str, **keywords: object):
         command, settings = program(module, *arguments, **keywords)
         return subprocess.Popen(
             command,

@@ -111,7 +111,9 @@ def test_an_interrupted_pretraining_run_equals_one_that_was_not(
 
 
 def test_a_workdir_is_locked_and_a_finished_run_says_so(tmp_path, run_program, start_program):
-    process = start_program("train", *TOY, "--workdir", str(tmp_path), "--config.total_steps=100000")
+    process = start_program(
+        "train", *TOY, "--workdir", str(tmp_path), "--config.total_steps=100000"
+    )
     with process:
         for line in process.stdout:
             if line.startswith("step 1/"):
@@ -166,9 +168,7 @@ def test_another_architecture_corpus_or_number_is_refused(
     assert other.returncode == 2
     assert "was trained with other" in other.stderr
     start = f"--config.init_from={tmp_path}"
-    moved = run_program(
-        "train", *small_run(tmp_path / "new", f"--config.corpus={corpus}", start)
-    )
+    moved = run_program("train", *small_run(tmp_path / "new", f"--config.corpus={corpus}", start))
     assert "was trained with another vocabulary" in moved.stderr
     # What was saved is still whole.
     assert run_program("evaluate", "--workdir", str(tmp_path)).returncode == 0
@@ -193,5 +193,3 @@ def test_an_unwritable_workdir(tmp_path, run_program):
     assert refused.returncode == 2
     assert "cannot be written" in refused.stderr
     assert refused.stderr.count("\n") == 1
-
-

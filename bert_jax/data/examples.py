@@ -1,7 +1,7 @@
 """Pretraining examples by row: records are chosen, read, paired and masked, a batch at a time.
 
-An ``ExampleStream`` is a function from rows to arrays. Nothing is carried from batch to batch, so any
-host, worker or restarted run can build any rows and gets the same bits.
+An ``ExampleStream`` is a function from rows to arrays. Nothing is carried from batch to batch, so
+any host, worker or restarted run can build any rows and gets the same bits.
 
 Shapes: B rows, L sequence length, M masked positions.
 """

@@ -1,12 +1,12 @@
 """Masked-language-model inputs: which tokens to predict, and what to show in their place.
 
-A share of the maskable tokens is chosen (15% in BERT). Of the chosen, 80% are shown as ``[MASK]``, 10%
-as a random token and 10% unchanged (Devlin et al., "BERT", 2019, section 3.1). The unit of choice is
-a token, a whole word (google-research/bert's "whole word masking"), or a span of whole words
-(Joshi et al., "SpanBERT", 2020, section 3.1).
+A share of the maskable tokens is chosen (15% in BERT). Of the chosen, 80% are shown as ``[MASK]``,
+10% as a random token and 10% unchanged (Devlin et al., "BERT", 2019, section 3.1). The unit of
+choice is a token, a whole word (google-research/bert's "whole word masking"), or a span of whole
+words (Joshi et al., "SpanBERT", 2020, section 3.1).
 
-The number of tokens to choose in a row is the share times its maskable tokens, rounded up or down at
-random so that the expected share is exact.
+The number of tokens to choose in a row is the share times its maskable tokens, rounded up or down
+at random so that the expected share is exact.
 
 Shapes: B rows, L sequence length, M most masked positions of a row, S most words of a span.
 """
@@ -183,7 +183,7 @@ def _choose_tokens(
 def _word_numbers(
     token_ids_BL: np.ndarray, maskable_BL: np.ndarray, table: TokenTable
 ) -> np.ndarray:
-    """The column where each column's word starts: int64 [B, L]; its own for what is not maskable."""
+    """The column where each column's word starts, or its own if not maskable: int64 [B, L]."""
     column = np.arange(token_ids_BL.shape[1])
     after_maskable_BL = np.zeros_like(maskable_BL)
     after_maskable_BL[:, 1:] = maskable_BL[:, :-1]

@@ -1,14 +1,15 @@
 """Builds model inputs from chunks: ``[CLS] A [SEP] B [SEP]``, or ``[CLS] text [SEP]``.
 
-The recipe is BERT's (google-research/bert, ``create_pretraining_data.py``): fill a row with sentences
-up to a target length, which is shorter for one row in ten; split it after a random sentence into A and
-B; put a random B there half of the time; cut the longer segment, at a random end, until both fit.
-It differs where BERT's lets the lengths tell the label. Here the lengths of A and B are settled before
-the label is drawn, for both labels alike: a random B starts after a sentence that its own chunk could
-have been split at, and is cut to the length that the true B would have had.
+The recipe is BERT's (google-research/bert, ``create_pretraining_data.py``): fill a row with
+sentences up to a target length, which is shorter for one row in ten; split it after a random
+sentence into A and B; put a random B there half of the time; cut the longer segment, at a random
+end, until both fit. It differs where BERT's lets the lengths tell the label. Here the lengths of A
+and B are settled before the label is drawn, for both labels alike: a random B starts after a
+sentence that its own chunk could have been split at, and is cut to the length that the true B would
+have had.
 
-Everything is vectorised over the rows of a batch. Sentence and token positions count from the start of
-the batch's concatenated chunks, where they grow from one chunk to the next, so that one
+Everything is vectorised over the rows of a batch. Sentence and token positions count from the start
+of the batch's concatenated chunks, where they grow from one chunk to the next, so that one
 ``searchsorted`` serves ragged rows.
 
 Shapes: B rows, L sequence length, K candidate partners, W words of coin tosses.
@@ -108,8 +109,8 @@ class SpecialTokens(NamedTuple):
 class WindowIndex:
     """Numbers the windows that a source's chunks offer to rows of a given capacity.
 
-    A chunk that fits a row is one window. A corpus that was prepared for longer sequences offers each
-    chunk as several windows, so that an epoch still sees every part of the text about once.
+    A chunk that fits a row is one window. A corpus that was prepared for longer sequences offers
+    each chunk as several windows, so that an epoch still sees every part of the text about once.
     """
 
     def __init__(self, lengths: np.ndarray, capacity: int):
@@ -242,7 +243,8 @@ def build_rows(
         partners, partner_where = _choose_partners(
             source, index, chunk_numbers, second_front + second_length, uniforms
         )
-        # A partner that is too short shortens B for both labels, or its length would tell the label.
+        # A partner that is too short shortens B for both labels, or its length would tell the
+        # label.
         room = source.lengths[partners].astype(np.int64)
         second_front = np.minimum(second_front, room - 1)
         second_length = np.minimum(second_length, room - second_front)
@@ -307,7 +309,7 @@ def _random_starts(
     front: np.ndarray,
     length: np.ndarray,
 ) -> np.ndarray:
-    """Where a random B starts in its partner: as a true B there would, moved back if it must fit."""
+    """Where a random B starts in its partner: as a true B would, moved back if it must fit."""
     middle = _choose_windows(chunks, where, targets, split).middle
     starts, _ = _sentence_bounds(chunks)
     latest = chunks.token_offsets[1:] - (front + length)
@@ -331,7 +333,9 @@ def _frame_pairs(
     second_end = first_end + (1 + second_length)[:, None]  # and of the one after B
     in_second_BL = column > first_end
     source_BL = np.where(
-        in_second_BL, column - first_end - 1 + second_start[:, None], column - 1 + first_start[:, None]
+        in_second_BL,
+        column - first_end - 1 + second_start[:, None],
+        column - 1 + first_start[:, None],
     )
     token_ids_BL = tokens.take(source_BL, mode="clip")
     token_ids_BL[:, 0] = special.cls

@@ -1,4 +1,4 @@
-"""What a task is: its examples, its model, its loss and its metrics. The loop knows nothing else."""
+"""What a task is: its examples, its model, its loss and its metrics. The loop knows no more."""
 
 import abc
 import importlib
@@ -67,8 +67,8 @@ class Task(abc.ABC):
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Losses and metrics of a batch as sums over weights; traced by ``jit``.
 
-        The weights depend on the batch alone. ``tokens``, if there, counts real tokens with weight 1
-        and gives the speed. Without a key there is no dropout.
+        The weights depend on the batch alone. ``tokens``, if there, counts real tokens with weight
+        1 and gives the speed. Without a key there is no dropout.
         """
 
     @abc.abstractmethod

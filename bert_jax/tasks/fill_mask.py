@@ -87,7 +87,9 @@ def fill_masks(
     batch["masked_positions"][0, : len(positions)] = positions
     probabilities, tokens = jax.device_get(_best(model, params, batch, guesses))
     return [
-        Filling([tokenizer.vocabulary[token] for token in tokens[0, m]], probabilities[0, m].tolist())
+        Filling(
+            [tokenizer.vocabulary[token] for token in tokens[0, m]], probabilities[0, m].tolist()
+        )
         for m in range(len(positions))
     ]
 

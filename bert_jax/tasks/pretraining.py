@@ -53,7 +53,7 @@ def initialise_model(model: PretrainingModel, key: jax.Array) -> Any:
 
 
 class Pretraining(Task):
-    """Masked-language modelling over a corpus or a mixture, with next sentences or sentence order."""
+    """Masked-language modelling over text, beside next sentences or sentence order."""
 
     selection = "mlm_loss"
 
@@ -113,7 +113,7 @@ class Pretraining(Task):
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Losses and accuracies of both objectives, and the unigram model's loss for comparison."""
-        mlm_logits_BMV, pair_logits_B2 = self.model.apply(
+        logits: tuple[jax.Array, jax.Array | None] = self.model.apply(  # type: ignore[assignment]
             {"params": params},
             batch["token_ids"],
             batch["segment_ids"],
@@ -122,6 +122,7 @@ class Pretraining(Task):
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
+        mlm_logits_BMV, pair_logits_B2 = logits
         labels_BM, weights_BM = batch["masked_labels"], batch["masked_weights"]
         surprise_BM = -jnp.asarray(self._unigram_log_probabilities)[labels_BM]
         masked = jnp.sum(weights_BM)
@@ -168,9 +169,7 @@ class Pretraining(Task):
             [self._corpora[number].split(split) for number in numbers],
             weights / weights.sum(),
             self.tokenizer,
-            PairOptions(
-                length, self._objective, data.short_sequence_share, data.random_next_share
-            ),
+            PairOptions(length, self._objective, data.short_sequence_share, data.random_next_share),
             MaskingOptions(length, **{**data.masking, "unit": self._unit}),
             seed=seed,
             purpose=purpose,
@@ -319,5 +318,3 @@ def _choice(kind: Any, value: str, key: str) -> Any:
     if value not in list(kind):
         raise UserError(f"{key}={value!r} is unknown; use one of {', '.join(kind)}")
     return kind(value)
-
-

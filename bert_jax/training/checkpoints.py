@@ -124,7 +124,7 @@ class Checkpoints:
     def save(self, state: TrainState, record: RunRecord) -> None:
         """Saves in the background; returns when the state may be overwritten."""
         self._manager.wait_until_finished()
-        # One place is left for the checkpoint to come, so that a kill leaves no more than asked for.
+        # Leaves a place for the checkpoint to come, so that a kill never leaves too many.
         self.prune(max(self._keep_last - 1, 1))
         self._scores[record.step] = record.score
         self._manager.save(

@@ -1,7 +1,7 @@
 """Metrics as sums over weights, divided once.
 
-A mean of means depends on how examples were grouped; a ratio of sums does not. So losses and metrics
-travel as (total, weight) pairs that add up over devices, microbatches, steps and hosts.
+A mean of means depends on how examples were grouped; a ratio of sums does not. So losses and
+metrics travel as (total, weight) pairs that add up over devices, microbatches, steps and hosts.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 """The metrics that are shown, and how; ``speed/mfu`` and ``speed/data_wait`` are shares of 1."""
 
 
-class _Bar(tqdm):
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
     # No watching thread: the loop moves the bar itself, and worker processes may be forked.
     monitor_interval = 0
 

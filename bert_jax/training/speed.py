@@ -1,4 +1,4 @@
-"""How fast a run is: real tokens a second, the share of the hardware's peak, and time without data."""
+"""How fast a run is: real tokens a second, share of the hardware's peak, time without data."""
 
 import time
 from collections.abc import Iterator

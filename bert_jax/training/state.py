@@ -21,7 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
       optimizer_state: the optimizer's state.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     optimizer_state: Any
 

@@ -1,6 +1,5 @@
 """The compiled functions of a run: one update, and the sums of one evaluation batch."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -31,8 +30,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """Makes the function ``(state, batch) -> (state, sums)`` that is one update.
 
-    The loss is the sum over ``task.losses`` of coefficient * total / weight, with the weights of the
-    whole batch; so splitting the batch into microbatches changes memory, and nothing else.
+    The loss is the sum over ``task.losses`` of coefficient * total / weight, with the weights of
+    the whole batch; so splitting the batch into microbatches changes memory, and nothing else.
 
     Args:
       task: has ``losses`` and ``sums``.
@@ -46,13 +45,15 @@ def make_train_step(
         params: Any, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Sums]:
         sums = task.sums(params, batch, key)
-        parts = (scale * sums[name].total / weights[name] for name, scale in task.losses.items())
-        return functools.reduce(jnp.add, parts), sums
+        total = jnp.zeros(())
+        for name, scale in task.losses.items():
+            total += scale * sums[name].total / weights[name]
+        return total, sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
         key = jax.random.fold_in(dropout_key, state.step)
-        # Only the weights are used, and they do not depend on the parameters: the compiler drops the
-        # forward pass that this seems to run.
+        # Only the weights are used, and they do not depend on the parameters: the compiler drops
+        # the forward pass that this seems to run.
         whole = task.sums(state.params, batch, None)
         weights = {name: jnp.maximum(whole[name].weight, 1.0) for name in task.losses}
         gradient = jax.grad(loss, has_aux=True)

@@ -14,11 +14,7 @@ FIRST_ORDINARY = 5
 
 @dataclasses.dataclass
 class InMemorySplit:
-    """What ``bert_jax.data.corpus.Split`` offers, over arrays.
-
-    The low bits of a token id say nothing of its origin; ``origin`` of a token position does: tokens
-    are numbered through the whole split when ``numbered`` is set.
-    """
+    """What ``bert_jax.data.corpus.Split`` offers, over arrays."""
 
     chunks: ChunkBatch
     documents: np.ndarray
@@ -74,7 +70,7 @@ def make_split() -> Callable[..., InMemorySplit]:
 
 @pytest.fixture(scope="session")
 def random_documents() -> Callable[..., list[list[list[int]]]]:
-    """Documents of one to five chunks with sentences of 1 to 40 tokens, at most ``capacity`` each."""
+    """Documents of 1 to 5 chunks of at most ``capacity`` tokens, in sentences of 1 to 40."""
 
     def make(seed: int, documents: int, capacity: int) -> list[list[list[int]]]:
         random = np.random.default_rng(seed)

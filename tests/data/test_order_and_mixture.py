@@ -54,7 +54,9 @@ def test_mixture_rows_are_in_proportion_and_placed_one_after_the_other(weights, 
     sources, places = plan.assign(first, rows)
     before = plan.counts(first)
     assert before.sum() == first
-    assert (plan.counts(first + rows) - before == np.bincount(sources, minlength=len(weights))).all()
+    assert (
+        plan.counts(first + rows) - before == np.bincount(sources, minlength=len(weights))
+    ).all()
     for source in range(len(weights)):
         mine = places[sources == source]
         assert sorted(mine) == list(range(before[source], before[source] + len(mine)))

@@ -90,9 +90,7 @@ def test_rows_are_framed(make_split_once, objective, max_length, seed):
 
 @pytest.fixture(scope="session")
 def make_split_once(make_split, random_documents):
-    return lambda seed, documents, capacity: make_split(
-        random_documents(seed, documents, capacity)
-    )
+    return lambda seed, documents, capacity: make_split(random_documents(seed, documents, capacity))
 
 
 def test_next_segments_follow_and_random_ones_are_foreign(make_split, random_documents):
