@@ -89,7 +89,7 @@ def _train(
         )
         resumed_at = checkpoints.latest()
         if resumed_at is None:
-            key = jax.random.key(config.seed)
+            key = jax.random.fold_in(jax.random.key(config.seed), 0)
             state = initial_state(task.initialise, optimizer, abstract, key)
             if config.init_from:
                 state = state.replace(params=_load_params(config.init_from, abstract.params, task))
@@ -112,7 +112,7 @@ def _train(
             progress.note("; ".join([f"going on from step {step:,}", *_changes(previous, record)]))
 
         # --- Train. Between two steps the state is whole: that is when anything else happens. ---
-        dropout_key = jax.random.key(config.seed, impl=config.dropout_generator)
+        dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
         train_step = jax.jit(
             make_train_step(task, optimizer, schedule, dropout_key, config.accumulation_steps),
             donate_argnums=0,

@@ -38,16 +38,17 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.loader_workers = 0  # processes that make batches; 0: a thread of the run's own
-    config.dropout_generator = "unsafe_rbg"  # of jax.random: threefry2x32, rbg or unsafe_rbg
 
+    shape = size_shape(size)
     config.model = ml_collections.ConfigDict(
         {
-            **size_shape(size),
+            **shape,
             "max_positions": 512,
             "hidden_dropout": 0.1,
             "attention_dropout": 0.1,
             "compute_dtype": "float32",
-            "unroll": 1,
+            # For speed only: few layers run faster unrolled, many compile faster as a loop.
+            "unroll": shape["layers"] if shape["layers"] <= 4 else 1,
         }
     )
 

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 1, 20, 10
     config.checkpoints = ml_collections.ConfigDict({"keep_last": 2, "keep_best": True})
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.init_from, config.loader_workers, config.dropout_generator = "", 0, "threefry2x32"
+    config.init_from, config.loader_workers = "", 0
     config.optimizer = ml_collections.ConfigDict({"learning_rate": 0.03, "weight_decay": 0.0})
     return config
 

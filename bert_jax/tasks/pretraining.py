@@ -64,6 +64,10 @@ class Pretraining(Task):
         self.losses = {"mlm_loss": 1.0}
         if self._objective is not Objective.NONE:
             self.losses[f"{self._objective}_loss"] = 1.0
+        if not 0 <= config.second_phase.share < 1:
+            raise UserError(
+                f"second_phase.share={config.second_phase.share} is no share; give 0 to below 1"
+            )
         self._parts = parse_mixture(config.corpus)
         self._corpora = [_open(part, config) for part in self._parts]
         self._names = _short_names(self._parts)
@@ -97,8 +101,6 @@ class Pretraining(Task):
         """One phase, or two of different lengths, as BERT was trained."""
         config = self.config
         second = config.second_phase
-        if not 0 <= second.share < 1:
-            raise UserError(f"second_phase.share={second.share} is no share; give 0 to below 1")
         boundary = config.total_steps - round(second.share * config.total_steps)
         first_length, *second_length = self._max_lengths
         phases = [Phase(0, boundary, config.batch_size, f"length {first_length}")]

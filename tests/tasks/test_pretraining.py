@@ -1,0 +1,141 @@
+"""The pretraining task: exact evaluation, its baseline, and what a checkpoint must share with it."""
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.command_line import load_config, override_config
+from bert_jax.data.corpus import open_corpus
+from bert_jax.errors import UserError
+from bert_jax.tasks.base import load_task, validation_batches
+from bert_jax.training.evaluation import evaluate
+from bert_jax.training.sharding import make_mesh, unbox
+from bert_jax.training.step import make_evaluation_step
+
+
+@pytest.fixture(scope="module")
+def make_task(corpus_directory):
+    def make(**settings):
+        config = load_config(f"configs/pretrain.py:L1_H64,corpus={corpus_directory}")
+        config.data.max_length = 32
+        config.batch_size = 16
+        for key, value in settings.items():
+            override_config(config, key.replace("__", "."), str(value))
+        return load_task(config)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def params(make_task):
+    return unbox(make_task().initialise(jax.random.key(0)))
+
+
+def score(task, params):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    step = jax.jit(make_evaluation_step(task))
+    return evaluate(step, params, validation_batches(task, task.phases[-1]), mesh)
+
+
+def test_scores_do_not_depend_on_the_batch_size(make_task, params):
+    first = score(make_task(batch_size=16, evaluation__examples=0), params)
+    second = score(make_task(batch_size=7, evaluation__examples=0), params)
+    size = make_task(evaluation__examples=0).validation_size(make_task().phases[0])
+    assert size % 7
+    assert first["nsp_loss"].weight == second["nsp_loss"].weight == size
+    for name in first.keys() - {"tokens"}:
+        assert float(first[name].mean) == pytest.approx(float(second[name].mean), rel=1e-5)
+
+
+def test_the_unigram_baseline_is_that_of_the_training_split(make_task, params, corpus_directory):
+    task = make_task()
+    counts = open_corpus(corpus_directory).unigram_counts + 1
+    log_probabilities = np.log(counts / counts.sum())
+    batch = task.validation_batch(task.phases[0], 0, 16)
+    used = batch["masked_weights"] > 0
+    expected = -log_probabilities[batch["masked_labels"][used]].mean()
+    sums = task.sums(params, batch, None)
+    assert float(sums["unigram_loss"].mean) == pytest.approx(expected, rel=1e-5)
+    # An untrained model knows nothing; a uniform guess costs log V.
+    assert float(sums["mlm_loss"].mean) == pytest.approx(np.log(1000), rel=0.05)
+    assert float(sums["tokens"].total) == batch["lengths"].sum()
+
+
+def test_counts_of_a_split_are_those_of_its_records(corpus_directory):
+    corpus = open_corpus(corpus_directory)
+    train = corpus.split("train")
+    tokens = train.read(np.arange(len(train))).token_ids
+    np.testing.assert_array_equal(
+        np.bincount(tokens, minlength=corpus.tokenizer.size), corpus.unigram_counts
+    )
+
+
+def test_phases_share_the_run(make_task):
+    task = make_task(
+        total_steps=100,
+        second_phase__share=0.1,
+        second_phase__max_length=64,
+        second_phase__batch_size=4,
+    )
+    first, second = task.phases
+    assert (first.first_step, first.end_step, first.batch_size) == (0, 90, 16)
+    assert (second.first_step, second.end_step, second.batch_size) == (90, 100, 4)
+    assert task.phase_at(89) is first
+    assert task.phase_at(90) is second
+    assert task.phase_at(100) is second
+    assert task.training_batch(89, slice(0, 2))["token_ids"].shape == (2, 32)
+    assert task.training_batch(90, slice(0, 2))["token_ids"].shape == (2, 64)
+    assert task.data_metrics(100)["data/epochs"] > task.data_metrics(90)["data/epochs"]
+
+
+def test_objectives_change_heads_losses_and_nothing_else(make_task):
+    for objective, losses in (
+        ("nsp", {"mlm_loss", "nsp_loss"}),
+        ("sop", {"mlm_loss", "sop_loss"}),
+        ("none", {"mlm_loss"}),
+    ):
+        task = make_task(data__objective=objective)
+        params = unbox(task.initialise(jax.random.key(0)))
+        sums = task.sums(params, task.training_batch(0, slice(0, 4)), None)
+        values = task.metrics(sums)
+        assert set(task.losses) == losses
+        assert ("pooler" in params) == (objective != "none")
+        assert values["loss"] == pytest.approx(sum(values[name] for name in losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_masking_units_are_chosen_by_the_config(make_task, unit):
+    batch = make_task(data__masking__unit=unit).training_batch(0, slice(0, 4))
+    assert batch["masked_weights"].any()
+
+
+def test_gradients_of_the_loss_reach_every_parameter(make_task, params):
+    task = make_task()
+    batch = task.training_batch(0, slice(0, 16))
+
+    gradients = jax.grad(lambda p: sum(task.sums(p, batch, None)[n].total for n in task.losses))(
+        params
+    )
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_identity_names_corpus_and_vocabulary(make_task, corpus_directory):
+    corpus = open_corpus(corpus_directory)
+    assert make_task().identity() == {
+        "corpora": {corpus_directory.name: corpus.fingerprint},
+        "vocabulary": corpus.tokenizer.hash,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data__max_length": 128}, "was prepared for"),
+        ({"second_phase__share": 1.5}, "is no share"),
+        ({"model__max_positions": 16}, "model.max_positions is 16"),
+        ({"data__masking__unit": "wrd"}, "use one of token, word, span"),
+    ],
+)
+def test_wrong_settings(make_task, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_task(**settings)
