@@ -28,9 +28,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from bert_jax.errors import UserError
+from bert_jax.training.preemption import EXIT_INTERRUPTED
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # writing to an open file names no file
 _FORBIDDEN = (errno.EACCES, errno.EPERM)

@@ -74,8 +74,6 @@ def evaluate_checkpoint(
         step = checkpoints.choose(which)
         record = checkpoints.record(step)
         config = ml_collections.ConfigDict(record.config)
-        if batch_size:
-            config.batch_size = batch_size
         if "evaluation" in config:
             config.evaluation.examples = examples
         task = load_task(config)
@@ -86,17 +84,21 @@ def evaluate_checkpoint(
             )
         # Any device will do, however many the run had.
         mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-        phase = task.phases[-1]
-        if phase.batch_size % batch_shards(mesh):
+        phase = task.phase_at(step)
+        size = phase.batch_size if batch_size is None else batch_size
+        if size < 1 or size % batch_shards(mesh):
             raise UserError(
-                f"a batch of {phase.batch_size} does not divide over {batch_shards(mesh)} devices; "
-                "give another --batch_size"
+                f"a batch of {size} does not divide over {batch_shards(mesh)} devices; give "
+                "another --batch_size"
+            )
+        if examples < 0 or not task.validation_size(phase):
+            raise UserError(
+                f"{workdir} has no validation examples to score; check --examples and the corpus"
             )
         with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
             params = checkpoints.restore_params(step, abstract_parameters(task.initialise, mesh))
-            sums = evaluate(
-                jax.jit(make_evaluation_step(task)), params, validation_batches(task, phase), mesh
-            )
+            batches = validation_batches(task, phase, size)
+            sums = evaluate(jax.jit(make_evaluation_step(task)), params, batches, mesh)
     assert sums is not None
     sums.pop(TOKENS, None)
     return step, task.metrics(sums)

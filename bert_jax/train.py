@@ -7,7 +7,9 @@ and saved, run it again to go on; 130 stopped by Ctrl-C and saved; 2 the input c
 """
 
 import contextlib
+import functools
 import json
+import operator
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.environment import describe_changes, environment
 from bert_jax.training.evaluation import evaluate
 from bert_jax.training.metrics import Ratio, Sums
-from bert_jax.training.metrics_log import MetricsLog, read_metrics
+from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
 from bert_jax.training.optimizers import make_optimizer
 from bert_jax.training.plan import describe_run, describe_step
@@ -36,7 +38,7 @@ from bert_jax.training.sharding import ACTIVATION_RULES, batch_shards, make_mesh
 from bert_jax.training.speed import SpeedMeter
 from bert_jax.training.state import TrainState, abstract_state, initial_state
 from bert_jax.training.step import make_evaluation_step, make_train_step
-from bert_jax.training.workdir import CONFIG, METRICS, REPORT, claim_workdir, write_config
+from bert_jax.training.workdir import CONFIG, REPORT, claim_workdir, write_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +73,6 @@ def _train(
         abstract = abstract_state(task.initialise, optimizer, mesh)
         record = RunRecord(
             step=0,
-            score=None,
             config=config.to_dict(),
             identity=task.identity(),
             assets=task.assets(),
@@ -120,38 +121,40 @@ def _train(
         evaluation_step = jax.jit(make_evaluation_step(task))
         meter = SpeedMeter(_peak_flops(mesh))
         monitor = Monitor(
-            log, progress, meter, _describer(task), config.log_every_steps, checkpoints.latest
+            log, progress, meter, _describer(task), config.log_every_steps, checkpoints.committed
         )
         batches = training_batches(task, step)
         compiled_phase = None
         while True:
             is_last = step == config.total_steps
             phase = task.phase_at(step)
-            score = None
-            validated = (log.last_record("validation/") or {}).get("step") == step
-            if (is_last or _is_due(step, config.evaluate_every_steps)) and not validated:
+            is_best = given_up = False
+            if _evaluation_is_due(step, is_last, phase, task, log):
                 monitor.catch_up()
                 validation = validation_batches(task, phase)
                 sums = evaluate(
                     evaluation_step, state.params, validation, mesh, lambda: preemption.requested
                 )
+                given_up = sums is None
                 if sums is not None:
                     score = _log_validation(step, sums, task, log, progress)
+                    number = task.phases.index(phase)
+                    is_best = checkpoints.note_score(step, number, score)
                 meter.restart()
-            is_best = score is not None and score < checkpoints.best_score()
             stopping = preemption.requested
             save_due = is_last or stopping or _is_due(step, config.checkpoint_every_steps)
             if (save_due or (is_best and config.checkpoints.keep_best)) and step != saved:
                 monitor.catch_up()
                 log.flush()
-                checkpoints.save(state, record._replace(step=step, score=score))
+                checkpoints.save(state, record._replace(step=step))
                 saved = step
             if is_last or stopping:
                 break
             batch = to_global(meter.next(batches), mesh)
             if phase != compiled_phase:
                 monitor.catch_up()
-                compiled_step = _compile(train_step, state, batch, phase, progress)
+                flops = (task.flops_per_token(phase) or 0.0) * phase.positions / mesh.devices.size
+                compiled_step = _compile(train_step, state, batch, phase, flops, progress)
                 compiled_phase = phase
                 meter.restart()
             state, sums = compiled_step(state, batch)
@@ -159,8 +162,9 @@ def _train(
             monitor.follow(step, sums, task.flops_per_token(phase))
 
         # --- Tell how it ended. ---
-        if stopping and not is_last:
-            progress.note(f"stopped and saved at step {step:,}; the same command goes on")
+        if given_up or (stopping and not is_last):
+            where = f"saved at step {step:,}" if step else "nothing to save yet"
+            progress.note(f"stopped, {where}; the same command goes on")
             return preemption.exit_code
         if is_first:
             log.close()
@@ -182,12 +186,23 @@ def _is_due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
 
 
+def _evaluation_is_due(step: int, is_last: bool, phase: Phase, task: Task, log: MetricsLog) -> bool:
+    if not (is_last or _is_due(step, task.config.evaluate_every_steps)):
+        return False
+    # A run that goes on may stand at a step that was evaluated before it was saved.
+    validated = (log.last_record("validation/") or {}).get("step") == step
+    return not validated and task.validation_size(phase) > 0
+
+
 def _check_settings(
     config: ml_collections.ConfigDict, phases: Sequence[Phase], mesh: jax.sharding.Mesh
 ) -> None:
-    for key in ("total_steps", "batch_size", "log_every_steps", "accumulation_steps"):
-        if config[key] < 1:
-            raise UserError(f"--config.{key}={config[key]} must be at least 1")
+    least = {"total_steps": 1, "batch_size": 1, "log_every_steps": 1, "accumulation_steps": 1}
+    least |= {"evaluate_every_steps": 0, "checkpoint_every_steps": 0, "checkpoints.keep_last": 1}
+    for key, lowest in least.items():
+        value = functools.reduce(operator.getitem, key.split("."), config)
+        if value < lowest:
+            raise UserError(f"--config.{key}={value} must be at least {lowest}")
     parts = batch_shards(mesh) * config.accumulation_steps
     for phase in phases:
         if phase.batch_size % parts:
@@ -270,13 +285,19 @@ def _log_validation(
 
 
 def _compile(
-    train_step: Any, state: TrainState, batch: Any, phase: Phase, progress: Progress
+    train_step: Any,
+    state: TrainState,
+    batch: Any,
+    phase: Phase,
+    flops_per_device: float,
+    progress: Progress,
 ) -> jax.stages.Compiled:
     """Compiles the step for a phase's shapes and says what it costs."""
     started = time.perf_counter()
     compiled = train_step.lower(state, batch).compile()
     seconds = time.perf_counter() - started
-    progress.note(f"{phase.batch_size:,} × {phase.description}: {describe_step(compiled, seconds)}")
+    cost = describe_step(compiled, seconds, flops_per_device)
+    progress.note(f"{phase.batch_size:,} × {phase.description}: {cost}")
     return compiled
 
 

@@ -11,6 +11,7 @@ a directory that ``python -m bert_jax.prepare`` made, a mixture such as
 import ml_collections
 
 from bert_jax.command_line import override_config
+from bert_jax.errors import UserError
 from bert_jax.models.config import size_shape
 
 # The published runs used 1e-4 for base and large; smaller models learn faster with more.
@@ -44,6 +45,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
         {
             **shape,
             "max_positions": 512,
+            "initializer_stddev": 0.02,
             "hidden_dropout": 0.1,
             "attention_dropout": 0.1,
             "compute_dtype": "float32",
@@ -80,6 +82,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "name": "adamw",  # or lamb, or adafactor
             "learning_rate": _LEARNING_RATES.get(size, _SMALL_LEARNING_RATE),
             "schedule": "linear",  # or cosine, or warmup_stable_decay
+            "warmup_steps": None,  # if given, instead of the share of all steps
             "warmup_share": 0.01,
             "decay_share": 0.1,
             "final_learning_rate_share": 0.0,
@@ -88,10 +91,12 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "beta2": 0.999,
             "epsilon": 1e-6,
             "bias_correction": False,
-            "clip_norm": 1.0,
+            "clip_norm": 1.0,  # 0: no clipping
         }
     )
     for setting in settings:
-        key, _, value = setting.partition("=")
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{setting!r} in the config's argument is no KEY=VALUE")
         override_config(config, key, value)
     return config

@@ -6,8 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from toy_task import CircleClassifier
 
-from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from bert_jax.command_line import load_config
+from bert_jax.train import train
+from bert_jax.training.checkpoints import Checkpoints
+from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preemption
 
 TOY = ("--config", "tests/toy_task.py")
 pytestmark = pytest.mark.slow
@@ -82,7 +86,9 @@ def test_an_interrupted_pretraining_run_equals_one_that_was_not(
     assert "16 × length 32: compiled" in finished.stderr
     assert "8 × length 64: compiled" in finished.stderr
     for step in (2, 7, 13, 21):
-        kill_at(start_program("train", *small_run(parts, *overrides)), step, signal.SIGKILL)
+        process = start_program("train", *small_run(parts, *overrides))
+        kill_at(process, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
     process = start_program("train", *small_run(parts, *overrides))
     kill_at(process, 22, signal.SIGINT)
     assert process.returncode == EXIT_INTERRUPTED
@@ -177,14 +183,16 @@ def test_another_architecture_corpus_or_number_is_refused(
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, run_program, small_run):
     overrides = (
         "--config.total_steps=20",
-        "--config.checkpoint_every_steps=2",
+        "--config.checkpoint_every_steps=1",
         "--config.optimizer.learning_rate=1e30",
         "--config.optimizer.warmup_share=0.3",
     )
     stopped = run_program("train", *small_run(tmp_path, *overrides))
     assert stopped.returncode == 2
     assert "lower --config.optimizer.learning_rate" in stopped.stderr
-    assert "last good checkpoint" in stopped.stderr
+    # The update to step 1 is of rate 0, that to step 2 ruins the parameters.
+    assert "is not finite at step 3; the last good checkpoint is that of step 1" in stopped.stderr
+    assert "remove 2 from its checkpoints" in stopped.stderr
 
 
 def test_an_unwritable_workdir(tmp_path, run_program):
@@ -193,3 +201,96 @@ def test_an_unwritable_workdir(tmp_path, run_program):
     assert refused.returncode == 2
     assert "cannot be written" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_told_to_stop_while_it_evaluates(tmp_path, monkeypatch, read_numbers):
+    config = load_config("tests/toy_task.py")
+    config.total_steps = 20
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for workdir in (whole, parts):
+        workdir.mkdir()
+    assert train(config, whole, Preemption()) == 0
+
+    stop = Preemption()
+    make_batch = CircleClassifier.validation_batch
+
+    def batch_with_a_signal(*arguments):
+        stop._note(signal.SIGTERM, None)
+        return make_batch(*arguments)
+
+    monkeypatch.setattr(CircleClassifier, "validation_batch", batch_with_a_signal)
+    assert train(config, parts, stop) == EXIT_PREEMPTED
+    assert not (parts / "report.html").exists()
+    assert "validation/loss" not in read_numbers(parts)[-1]
+    monkeypatch.undo()
+    assert train(config, parts, Preemption()) == 0
+    assert read_numbers(parts) == read_numbers(whole)
+    # The checkpoint of that step was scored after it was saved.
+    with Checkpoints(parts, read_only=True) as checkpoints:
+        assert checkpoints.best() == 20
+
+
+def test_worker_processes_make_the_same_batches(tmp_path, run_program, small_run, read_numbers):
+    records = []
+    for workers in (0, 2):
+        workdir = tmp_path / str(workers)
+        overrides = ("--config.total_steps=4", f"--config.loader_workers={workers}")
+        finished = run_program("train", *small_run(workdir, *overrides))
+        assert finished.returncode == 0, finished.stderr
+        records.append(read_numbers(workdir))
+    assert records[0] == records[1]
+
+
+def test_other_objectives_optimizers_and_a_mixture(
+    tmp_path, run_program, small_run, corpus_directory, text_directory, read_numbers
+):
+    second = tmp_path / "second"
+    prepared = run_program(
+        *("prepare", "--input", str(text_directory / "[a-d]*.txt"), "--output", str(second)),
+        *("--vocabulary", str(corpus_directory), "--max_length", "64", "--workers", "0"),
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    overrides = (
+        "--config.total_steps=4",
+        f"--config.corpus={corpus_directory}:0.75+{second}:0.25",
+        "--config.data.objective=sop",
+        "--config.data.masking.unit=span",
+        "--config.optimizer.name=lamb",
+        "--config.optimizer.schedule=warmup_stable_decay",
+        "--config.model.compute_dtype=bfloat16",
+        "--config.mesh.fsdp=2",
+    )
+    finished = run_program("train", *small_run(tmp_path / "run", *overrides), devices=2)
+    assert finished.returncode == 0, finished.stderr
+    last = read_numbers(tmp_path / "run")[-1]
+    assert last["data/rows/topics"] + last["data/rows/second"] == 4 * 16
+    assert "validation/sop_accuracy" in last
+    overrides = (
+        "--config.total_steps=2",
+        "--config.data.objective=none",
+        "--config.data.masking.unit=word",
+        "--config.optimizer.name=adafactor",
+        "--config.optimizer.schedule=cosine",
+    )
+    finished = run_program("train", *small_run(tmp_path / "other", *overrides))
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_one_document_with_next_sentences(tmp_path, run_program, small_run):
+    text = "\n".join(f"This is sentence number {n} of the only document." for n in range(300))
+    (tmp_path / "one.txt").write_text(text)
+    prepared = run_program(
+        *("prepare", "--input", str(tmp_path / "one.txt"), "--output", str(tmp_path / "corpus")),
+        *("--vocab_size", "100", "--max_length", "64", "--workers", "0"),
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    run = small_run(
+        tmp_path / "run", f"--config.corpus={tmp_path / 'corpus'}", "--config.total_steps=2"
+    )
+    refused = run_program("train", *run)
+    assert refused.returncode == 2
+    assert "has only one document" in refused.stderr
+    # Without next sentences it can be learnt from; there is nothing to validate on.
+    trained = run_program("train", *run, "--config.data.objective=none")
+    assert trained.returncode == 0, trained.stderr
+    assert run_program("evaluate", "--workdir", str(tmp_path / "run")).returncode == 2

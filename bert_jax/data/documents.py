@@ -104,7 +104,7 @@ def number_pieces(source: Source, tally: Tally) -> Iterator[Piece]:
     """Numbers a source's documents from ``tally.documents`` on; counts them and their bytes."""
     part = document_hash = 0
     for text, starts_document in source.passages(tally):
-        encoded = text.encode("utf-8", errors="surrogatepass")
+        encoded = text.encode("utf-8")
         if starts_document:
             digest = hashlib.blake2b(encoded, digest_size=8).digest()
             document_hash = int.from_bytes(digest, "little")

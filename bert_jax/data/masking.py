@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.data.randomness import below
+from bert_jax.errors import UserError
 
 
 class Unit(enum.StrEnum):
@@ -41,6 +42,9 @@ class MaskingOptions:
       random_share: share of the predicted tokens shown as a random token.
       span_probability: parameter of the geometric distribution of span lengths, in words.
       max_span_words: S, where that distribution is cut off.
+
+    Raises:
+      UserError: a value is out of range.
     """
 
     max_length: int
@@ -50,6 +54,22 @@ class MaskingOptions:
     random_share: float = 0.1
     span_probability: float = 0.2
     max_span_words: int = 10
+
+    def __post_init__(self) -> None:
+        shares = {
+            "share": self.share,
+            "mask_share": self.mask_share,
+            "random_share": self.random_share,
+            "mask_share + random_share": self.mask_share + self.random_share,
+        }
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"data.masking.{name} is {value}; give a share from 0 to 1")
+        if not 0 < self.span_probability <= 1 or self.max_span_words < 1:
+            raise UserError(
+                "data.masking.span_probability must be above 0 and at most 1, max_span_words at "
+                f"least 1; they are {self.span_probability} and {self.max_span_words}"
+            )
 
     @property
     def max_masked(self) -> int:

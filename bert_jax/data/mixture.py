@@ -82,6 +82,8 @@ class MixturePlan:
         Returns:
           (int64 [rows] source numbers, int64 [rows] rows counted within the source).
         """
+        if len(self._bounds) == 2:
+            return np.zeros(rows, np.int64), np.arange(first_row, first_row + rows)
         sources = np.empty(rows, np.int64)
         places = np.empty(rows, np.int64)
         for window in range(first_row // _WINDOW, (first_row + rows - 1) // _WINDOW + 1):
@@ -98,7 +100,9 @@ class MixturePlan:
 
     def counts(self, rows: int) -> np.ndarray:
         """How many of the first ``rows`` rows each source has: int64 [sources]."""
-        window, rest = divmod(rows, _WINDOW)
         sources = len(self._bounds) - 1
+        if sources == 1:
+            return np.array([rows])
+        window, rest = divmod(rows, _WINDOW)
         partial = np.bincount(self._window(window)[:rest], minlength=sources)
         return self._before(window * _WINDOW) + partial

@@ -6,7 +6,8 @@ sentence into A and B; put a random B there half of the time; cut the longer seg
 end, until both fit. It differs where BERT's lets the lengths tell the label. Here the lengths of A
 and B are settled before the label is drawn, for both labels alike: a random B starts after a
 sentence that its own chunk could have been split at, and is cut to the length that the true B would
-have had.
+have had. Nor may the ends tell it: a random B ends anywhere, so a true B that would end where a
+sentence does loses up to a sentence or two.
 
 Everything is vectorised over the rows of a batch. Sentence and token positions count from the start
 of the batch's concatenated chunks, where they grow from one chunk to the next, so that one
@@ -23,10 +24,17 @@ import numpy as np
 
 from bert_jax.data.chunks import ChunkBatch
 from bert_jax.data.randomness import below
+from bert_jax.errors import UserError
 
+# [CLS] A [SEP] B [SEP] with a token or two in each segment.
+_SHORTEST_ROW = 8
 # Columns of a row's uniforms.
-_SHORT, _SHORT_LENGTH, _SPLIT, _LABEL, _PARTNER_SPLIT, _PARTNERS = range(6)
+_SHORT, _SHORT_LENGTH, _SPLIT, _LABEL, _END, _PARTNER_SPLIT, _PARTNERS = range(7)
 _PARTNER_CANDIDATES = 4
+# Longer than most sentences, so that a cut end is as likely to be a sentence's end as any place.
+_MOST_CUT_AT_END = 32
+# A full chunk may lack so many tokens: it is not cut inside a word.
+_WORD_PIECES = 8
 UNIFORMS_PER_ROW = _PARTNERS + _PARTNER_CANDIDATES
 
 
@@ -47,12 +55,25 @@ class PairOptions:
       objective: what the second segment is for.
       short_sequence_share: share of pair rows with a random, shorter target length.
       random_next_share: share of rows with label 1.
+
+    Raises:
+      UserError: a value is out of range.
     """
 
     max_length: int
     objective: Objective = Objective.NEXT_SENTENCE
     short_sequence_share: float = 0.1
     random_next_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_length < _SHORTEST_ROW:
+            raise UserError(
+                f"max_length={self.max_length} leaves no room for text; give at least "
+                f"{_SHORTEST_ROW}"
+            )
+        for name in ("short_sequence_share", "random_next_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; give a share from 0 to 1")
 
     @property
     def capacity(self) -> int:
@@ -116,9 +137,20 @@ class WindowIndex:
     def __init__(self, lengths: np.ndarray, capacity: int):
         self._parts = np.maximum(np.rint(lengths / capacity), 1).astype(np.int64)
         self._ends = np.cumsum(self._parts)
+        self._lengths = lengths
+        self._full = int(lengths.max()) - _WORD_PIECES
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def is_cut(self, chunks: np.ndarray, at_end: np.ndarray) -> np.ndarray:
+        """Whether a window's end is where a full chunk was cut off, hardly ever a sentence's end.
+
+        Args:
+          chunks: int64 [B], the windows' chunks.
+          at_end: bool [B], whether they reach their chunk's end.
+        """
+        return at_end & (self._lengths[chunks] > self._full)
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The chunk of each window, and how far into it the window starts as a share in [0, 1)."""
@@ -128,11 +160,15 @@ class WindowIndex:
 
 
 class _Windows(NamedTuple):
-    """Token positions in a ChunkBatch: text from ``start`` to ``end``, split at ``middle``."""
+    """Token positions in a ChunkBatch: text from ``start`` to ``end``, split at ``middle``.
+
+    Where the text is one sentence only, the split is ``inside`` it.
+    """
 
     start: np.ndarray
     middle: np.ndarray
     end: np.ndarray
+    inside: np.ndarray
 
 
 def _choose_windows(
@@ -152,8 +188,9 @@ def _choose_windows(
     last = np.minimum(np.searchsorted(ends, start + targets), chunks.sentence_offsets[1:] - 1)
     end = ends[last]
     between = first + below(split, last - first)
-    inside = start + 1 + below(split, end - start - 1)
-    return _Windows(start, np.where(last > first, ends[between], inside), end)
+    within = start + 1 + below(split, end - start - 1)
+    inside = last == first
+    return _Windows(start, np.where(inside, within, ends[between]), end, inside)
 
 
 def _sentence_bounds(chunks: ChunkBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +262,14 @@ def build_rows(
     first_front = _heads(coins[:, :words], full_first - first_length)
     second_front = _heads(coins[:, words:], full_second - second_length)
 
+    if options.objective is Objective.NEXT_SENTENCE:
+        natural = (full_second - second_length == second_front) & ~index.is_cut(
+            chunk_numbers, window.end == chunks.token_offsets[1:]
+        )
+        most = np.minimum(second_length - 1, _MOST_CUT_AT_END)
+        cut = np.minimum(1 + below(uniforms[:, _END], most), most)
+        second_length -= np.where(natural, cut, 0)
+
     first_start = window.start + first_front
     is_one = (uniforms[:, _LABEL] < options.random_next_share).astype(np.int64)
     if options.objective is Objective.SENTENCE_ORDER:
@@ -256,6 +301,7 @@ def build_rows(
             partner_where[random_rows],
             targets[random_rows],
             uniforms[random_rows, _PARTNER_SPLIT],
+            window.inside[random_rows],
             second_front[random_rows],
             second_length[random_rows],
         )
@@ -306,15 +352,21 @@ def _random_starts(
     where: np.ndarray,
     targets: np.ndarray,
     split: np.ndarray,
+    inside: np.ndarray,
     front: np.ndarray,
     length: np.ndarray,
 ) -> np.ndarray:
-    """Where a random B starts in its partner: as a true B would, moved back if it must fit."""
-    middle = _choose_windows(chunks, where, targets, split).middle
+    """Where a random B starts in its partner, as the true B does: after a sentence, or inside one.
+
+    It is moved back if it would not fit.
+    """
+    window = _choose_windows(chunks, where, targets, split)
     starts, _ = _sentence_bounds(chunks)
-    latest = chunks.token_offsets[1:] - (front + length)
-    fitting = starts[np.searchsorted(starts, latest, side="right") - 1]
-    return np.where(middle <= latest, middle, fitting) + front
+    first, latest = chunks.token_offsets[:-1], chunks.token_offsets[1:] - (front + length)
+    wanted = np.where(window.inside, window.start, window.middle)
+    sentence = starts[np.searchsorted(starts, np.minimum(wanted, latest), side="right") - 1]
+    anywhere = first + below(split, latest - first + 1)
+    return np.where(inside, anywhere, sentence) + front
 
 
 def _frame_pairs(

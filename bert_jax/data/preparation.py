@@ -178,8 +178,8 @@ def _check(options: PrepareOptions) -> None:
 def _check_output(output: Path, *, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not (output / BertCorpus.name).is_dir():
-        raise UserError(f"{output} exists and is no corpus; give another --output")
+    if not output.is_dir() or {path.name for path in output.iterdir()} != {BertCorpus.name}:
+        raise UserError(f"{output} holds something besides a corpus; give another --output")
     if not overwrite:
         raise UserError(f"{output} holds a corpus; give --overwrite to replace it")
 
@@ -300,7 +300,8 @@ class _SmallestHashes:
         smallest = sorted(self._members)
         if share == 0 or len(smallest) < 2:
             return None
-        wanted = max(1, round(share * documents))
+        # Two, if the corpus has them to spare: a random next segment is from another document.
+        wanted = max(2 if documents >= 4 else 1, round(share * documents))
         if wanted < len(smallest):
             return smallest[wanted - 1]
         if len(smallest) < self._size:  # these are all; at least one must be left for training

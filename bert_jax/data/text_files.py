@@ -146,10 +146,12 @@ class TextFiles:
                 except TypeError:
                     reason = "is not a JSON object; write one object a line"
                 else:
-                    if isinstance(document, str):
+                    if isinstance(document, str) and _is_unicode(document):
                         yield from whole_document(document)
                         continue
                     reason = f"has no text under the key {self.text_field!r}"
+                    if isinstance(document, str):
+                        reason = "has half of a surrogate pair, which is no character"
                 self._bad(f"{path}, the line at byte {at}, {reason}", tally)
 
     def _bad(self, message: str, tally: Tally) -> None:
@@ -230,6 +232,15 @@ def _last_character_start(block: bytes) -> int:
         if block[at] & 0b1100_0000 != 0b1000_0000:
             return at
     return len(block)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _whole_lines(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:

@@ -25,12 +25,14 @@ class Phase(NamedTuple):
       end_step: updates made when it ends.
       batch_size: examples in a global batch.
       description: one or two words for the plan, such as ``length 128``.
+      positions: token positions in a global batch, padding included; 0 where there are no tokens.
     """
 
     first_step: int
     end_step: int
     batch_size: int
     description: str = "examples"
+    positions: int = 0
 
 
 class Task(abc.ABC):
@@ -77,7 +79,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def validation_size(self, phase: Phase) -> int:
-        """How many validation examples there are."""
+        """How many validation examples there are; none means that nothing is evaluated."""
 
     @abc.abstractmethod
     def validation_batch(self, phase: Phase, first: int, rows: int) -> dict[str, np.ndarray]:
@@ -123,23 +125,33 @@ def process_rows(batch_size: int) -> slice:
 
 def training_batches(task: Task, first_step: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches from ``first_step`` to the run's end, made ahead."""
+    # Asked here, because worker processes must not start JAX.
+    rows = {phase: process_rows(phase.batch_size) for phase in task.phases}
 
     def make(step: int) -> dict[str, np.ndarray]:
-        return task.training_batch(step, process_rows(task.phase_at(step).batch_size))
+        return task.training_batch(step, rows[task.phase_at(step)])
 
     config = task.config
     return prefetch(make, first_step, config.total_steps, workers=config.loader_workers)
 
 
-def validation_batches(task: Task, phase: Phase) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of all validation batches, made ahead; the last is filled up."""
-    rows = process_rows(phase.batch_size)
+def validation_batches(
+    task: Task, phase: Phase, batch_size: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of all validation batches, made ahead; the last is filled up.
+
+    Args:
+      task: the task.
+      phase: the phase whose examples are evaluated.
+      batch_size: examples in a global batch; the phase's by default.
+    """
+    size = batch_size or phase.batch_size
+    rows = process_rows(size)
 
     def make(number: int) -> dict[str, np.ndarray]:
-        first = number * phase.batch_size + rows.start
-        return task.validation_batch(phase, first, rows.stop - rows.start)
+        return task.validation_batch(phase, number * size + rows.start, rows.stop - rows.start)
 
-    return prefetch(make, 0, -(-task.validation_size(phase) // phase.batch_size))
+    return prefetch(make, 0, -(-task.validation_size(phase) // size))
 
 
 # Tasks by the names that configs use.
@@ -155,15 +167,16 @@ def load_task(config: ml_collections.ConfigDict) -> Task:
       UserError: there is no such task.
     """
     module, colon, name = REGISTRY.get(config.task, config.task).partition(":")
-    try:
-        if not colon:
-            raise ModuleNotFoundError(name=module)
-        task = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module:
-            raise  # a task's own missing import, not a missing task
+    task = None
+    if colon:
+        try:
+            task = getattr(importlib.import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise  # a task's own missing import, not a missing task
+    if task is None:
         raise UserError(
             f"config.task={config.task!r} is no task; use one of {', '.join(REGISTRY)}, or "
             "'module:Class' for your own"
-        ) from error
+        )
     return task(config)

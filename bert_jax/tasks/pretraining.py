@@ -69,7 +69,7 @@ class Pretraining(Task):
                 f"second_phase.share={config.second_phase.share} is no share; give 0 to below 1"
             )
         self._parts = parse_mixture(config.corpus)
-        self._corpora = [_open(part, config) for part in self._parts]
+        self._corpora = [_open(part, config, max(self._max_lengths)) for part in self._parts]
         self._names = _short_names(self._parts)
         self.tokenizer = self._corpora[0].tokenizer
         for part, corpus in zip(self._parts, self._corpora, strict=True):
@@ -89,6 +89,25 @@ class Pretraining(Task):
                 f"max_length={max(self._max_lengths)} needs as many positions, and "
                 f"model.max_positions is {self.model.config.max_positions}; raise it"
             )
+        # Made here, so that what is wrong with a split is said before the first step.
+        everything = range(len(self._corpora))
+        self._training_streams = [
+            self._stream(number, "train", everything, config.seed, f"train phase {number}")
+            for number in range(len(self._max_lengths))
+        ]
+        # One stream a corpus for each phase, so that every example counts once.
+        self._validation_streams = [
+            [
+                self._stream(phase, "validation", [number], _VALIDATION_SEED, "validation")
+                for number, corpus in enumerate(self._corpora)
+                if "validation" in corpus.counts
+            ]
+            for phase in range(len(self._max_lengths))
+        ]
+        if config.evaluation.examples < 0:
+            raise UserError(
+                f"evaluation.examples={config.evaluation.examples} must be at least 0, for all"
+            )
 
     @property
     def _max_lengths(self) -> tuple[int, ...]:
@@ -103,10 +122,12 @@ class Pretraining(Task):
         second = config.second_phase
         boundary = config.total_steps - round(second.share * config.total_steps)
         first_length, *second_length = self._max_lengths
-        phases = [Phase(0, boundary, config.batch_size, f"length {first_length}")]
+        rows = config.batch_size
+        phases = [Phase(0, boundary, rows, f"length {first_length}", rows * first_length)]
         for length in second_length:
-            batch_size = second.batch_size or config.batch_size
-            phases.append(Phase(boundary, config.total_steps, batch_size, f"length {length}"))
+            rows = second.batch_size or config.batch_size
+            end = config.total_steps
+            phases.append(Phase(boundary, end, rows, f"length {length}", rows * length))
         return tuple(phases)
 
     def initialise(self, key: jax.Array) -> Any:
@@ -177,26 +198,6 @@ class Pretraining(Task):
             purpose=purpose,
         )
 
-    @cached_property
-    def _training_streams(self) -> list[ExampleStream]:
-        """One stream a phase."""
-        everything = range(len(self._corpora))
-        return [
-            self._stream(number, "train", everything, self.config.seed, f"train phase {number}")
-            for number in range(len(self._max_lengths))
-        ]
-
-    @cached_property
-    def _validation_streams(self) -> list[list[ExampleStream]]:
-        """One stream a corpus for each phase, so that every example counts once."""
-        return [
-            [
-                self._stream(phase, "validation", [number], _VALIDATION_SEED, "validation")
-                for number in range(len(self._corpora))
-            ]
-            for phase in range(len(self._max_lengths))
-        ]
-
     def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         """The given rows of the global batch of the update that follows ``step`` updates."""
         phase = self.phase_at(step)
@@ -208,8 +209,9 @@ class Pretraining(Task):
         """How many examples of each corpus are evaluated."""
         streams = self._validation_streams[self.phases.index(phase)]
         sizes = [stream.epoch_sizes()[0] for stream in streams]
-        asked = self.config.evaluation.examples or sum(sizes)
-        return [min(size, math.ceil(asked * size / sum(sizes))) for size in sizes]
+        total = sum(sizes)
+        asked = self.config.evaluation.examples or total
+        return [min(size, math.ceil(asked * size / total)) for size in sizes]
 
     def validation_size(self, phase: Phase) -> int:
         """All validation examples, or as many as ``evaluation.examples`` asks for."""
@@ -225,6 +227,8 @@ class Pretraining(Task):
             if low < high:
                 parts.append(stream.batch(low - start, high - low))
             start += size
+        if not parts:  # this process's rows all lie past the end; take the shapes of any row
+            parts.append({name: array[:0] for name, array in streams[0].batch(0, 1).items()})
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return pad_batch(batch, rows)
 
@@ -248,12 +252,12 @@ class Pretraining(Task):
     # --- what a checkpoint holds, and what a report shows ---
 
     def identity(self) -> dict[str, Any]:
-        """The corpora's fingerprints by name, in order, and the vocabulary's hash."""
+        """The corpora's fingerprints and shares, in order, and the vocabulary's hash."""
         return {
-            "corpora": {
-                name: corpus.fingerprint
-                for name, corpus in zip(self._names, self._corpora, strict=True)
-            },
+            "corpora": [
+                [corpus.fingerprint, part.weight]
+                for part, corpus in zip(self._parts, self._corpora, strict=True)
+            ],
             "vocabulary": self.tokenizer.hash,
         }
 
@@ -269,6 +273,8 @@ class Pretraining(Task):
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
         """The masked-token loss next to that of the unigram model, and the accuracies."""
+        if not validation:
+            return {"validation": "the corpus has no validation split"}
         loss = validation["validation/mlm_loss"]
         unigram = validation["validation/unigram_loss"]
         numbers: dict[str, str | float] = {
@@ -284,6 +290,8 @@ class Pretraining(Task):
 
     def samples(self, params: Any) -> Sequence[SamplePrediction]:
         """Masked validation rows with what the model would fill in."""
+        if not self.validation_size(self.phases[-1]):
+            return ()
         batch = self.validation_batch(self.phases[-1], 0, 8)
         return sample_predictions(self.model, params, self.tokenizer, batch)
 
@@ -297,14 +305,12 @@ def _classification(
     }
 
 
-def _open(part: Part, config: ml_collections.ConfigDict) -> Corpus:
+def _open(part: Part, config: ml_collections.ConfigDict, max_length: int) -> Corpus:
     if part.corpus != "docs":
         return open_corpus(part.corpus)
-    lengths = [config.data.max_length, config.second_phase.max_length]
-    two = config.second_phase.share > 0
     directory = ensure_docs_corpus(
         vocabulary_size=config.docs.vocabulary_size,
-        max_length=max(lengths) if two else lengths[0],
+        max_length=max_length,
         lowercase=config.docs.lowercase,
     )
     return open_corpus(directory)

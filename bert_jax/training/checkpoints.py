@@ -5,7 +5,10 @@ last a JSON object with the config, the environment, what the task must agree wi
 corpus's fingerprint) and what it carries along (such as the vocabulary).
 """
 
-from collections.abc import Mapping
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +17,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.sharding import parameter_name
 from bert_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
+SCORES = "scores.json"  # beside them: a checkpoint may be scored long after it was saved
 
 
 class RunRecord(NamedTuple):
@@ -25,7 +30,6 @@ class RunRecord(NamedTuple):
 
     Attributes:
       step: the number of updates made.
-      score: the validation value that decides which checkpoint is best (lower is), or None.
       config: the resolved config.
       identity: what a task must share with a checkpoint to go on from it.
       assets: texts that the model cannot be used without, by name.
@@ -34,7 +38,6 @@ class RunRecord(NamedTuple):
     """
 
     step: int
-    score: float | None
     config: dict[str, Any]
     identity: dict[str, Any]
     assets: dict[str, str]
@@ -60,7 +63,7 @@ class Checkpoints:
         keep_best: bool = False,
         read_only: bool = False,
     ):
-        self._directory = epath.Path(workdir).resolve() / DIRECTORY
+        self._directory = epath.Path(workdir).expanduser().resolve() / DIRECTORY
         if read_only and not self._directory.is_dir():
             raise UserError(
                 f"{workdir} holds no checkpoints; give the --workdir of a run that has saved one"
@@ -79,7 +82,10 @@ class Checkpoints:
                 "run": ocp.JsonCheckpointHandler(),
             },
         )
-        self._scores = {step: self.record(step).score for step in self.steps()}
+        self._scores_file = epath.Path(workdir).expanduser().resolve() / SCORES
+        self._scores = self._read_scores()
+        if not read_only:
+            self.prune()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -91,14 +97,20 @@ class Checkpoints:
         """Steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
+    def committed(self) -> list[int]:
+        """Waits for the save under way, then gives the steps."""
+        with self._explain_full_disk():
+            self._manager.wait_until_finished()
+        return self.steps()
+
     def latest(self) -> int | None:
         """The newest step, or None."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the lowest score, the earliest of equals; None where none has a score."""
-        scored = {step: score for step, score in self._scores.items() if score is not None}
-        return min(sorted(scored), key=scored.__getitem__, default=None)
+        """The step with the best score, the earliest of equals; None where none has a score."""
+        scored = [step for step in self.steps() if step in self._scores]
+        return min(scored, key=self._scores.__getitem__, default=None)
 
     def choose(self, which: str) -> int:
         """Turns ``latest``, ``best`` or a number into a step that exists.
@@ -115,18 +127,47 @@ class Checkpoints:
             raise UserError(f"{self._directory} has no checkpoint {which!r}; it has {has}")
         return step
 
-    def best_score(self) -> float:
-        """The lowest score so far; infinity where none has one."""
-        step = self.best()
-        score = None if step is None else self._scores[step]
-        return float("inf") if score is None else score
+    def note_score(self, step: int, phase: int, value: float) -> bool:
+        """Notes how a step was scored, whether it is saved or not.
+
+        Args:
+          step: the number of updates made.
+          phase: the number of the run's phase; later ones are better, for values of different
+            phases cannot be compared.
+          value: lower is better; one that is not finite is not noted.
+
+        Returns:
+          Whether no checkpoint has a better score, so that this step should be saved.
+        """
+        if not math.isfinite(value):
+            return False
+        best = self.best()
+        score = (-phase, value)
+        is_best = best is None or score <= self._scores[best]
+        on_disk = self.steps()
+        self._scores = {s: old for s, old in self._scores.items() if s in on_disk} | {step: score}
+        write_atomically(self._scores_file, json.dumps(self._scores).encode())
+        return is_best
+
+    def _read_scores(self) -> dict[int, tuple[int, float]]:
+        if not self._scores_file.exists():
+            return {}
+        scores = json.loads(self._scores_file.read_text())
+        return {int(step): (phase, value) for step, (phase, value) in scores.items()}
 
     def save(self, state: TrainState, record: RunRecord) -> None:
-        """Saves in the background; returns when the state may be overwritten."""
+        """Saves in the background; returns when the state may be overwritten.
+
+        Raises:
+          UserError: this or the save before could not be written.
+        """
+        with self._explain_full_disk():
+            self._save(state, record)
+
+    def _save(self, state: TrainState, record: RunRecord) -> None:
         self._manager.wait_until_finished()
         # Leaves a place for the checkpoint to come, so that a kill never leaves too many.
         self.prune(max(self._keep_last - 1, 1))
-        self._scores[record.step] = record.score
         self._manager.save(
             record.step,
             args=ocp.args.Composite(
@@ -139,13 +180,12 @@ class Checkpoints:
     def prune(self, keep_last: int | None = None) -> None:
         """Deletes all but the last few and the best."""
         steps = self.steps()
-        keep = set(steps[-(keep_last or self._keep_last) :])
+        keep = set(steps[-(self._keep_last if keep_last is None else keep_last) :])
         if self._keep_best and (best := self.best()) is not None:
             keep.add(best)
         for step in steps:
             if step not in keep:
                 self._manager.delete(step)
-                self._scores.pop(step, None)
 
     def record(self, step: int) -> RunRecord:
         """Reads what a checkpoint says of its run."""
@@ -183,12 +223,26 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way, then deletes what is not to be kept."""
+        with self._explain_full_disk():
+            try:
+                self._manager.wait_until_finished()
+                if not self._read_only:
+                    self.prune()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _explain_full_disk(self) -> Iterator[None]:
+        """Orbax reports a failed write as a ``ValueError`` that quotes the system's error."""
         try:
-            self._manager.wait_until_finished()
-            if not self._read_only:
-                self.prune()
-        finally:
-            self._manager.close()
+            yield
+        except ValueError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "os_error_code" not in str(error):
+                raise
+            raise UserError(
+                f"a checkpoint could not be written to {self._directory}; free some space there "
+                "and run the same command again"
+            ) from error
 
 
 def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
@@ -200,7 +254,7 @@ def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
             raise UserError(
                 f"{path} is not a checkpoint of this model: {name} is "
                 f"{_describe(found.get(name))} there and {_describe(expected.get(name))} here; "
-                "use the config it was made with, or another --workdir"
+                "use the config that it was made with"
             )
 
 

@@ -37,6 +37,8 @@ from bert_jax.training.atomic_file import explain_write_errors, write_atomically
 Record = dict[str, int | float]
 """One step: ``{"step": 100, "train/loss": 7.25, ...}``; all values but ``step`` are scalars."""
 
+METRICS = "metrics.jsonl"
+
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -68,7 +70,7 @@ class MetricsLog:
         Raises:
           UserError: when the directory cannot be written or ``metrics.jsonl`` is not a metrics log.
         """
-        self.path = Path(workdir) / "metrics.jsonl"
+        self.path = Path(workdir) / METRICS
         self._enabled = enabled
 
         kept: list[Record] = []

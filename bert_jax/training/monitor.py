@@ -1,7 +1,8 @@
 """Follows the steps of a run one step behind, so that the device never waits for the host."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from bert_jax.errors import UserError
 from bert_jax.training.metrics import Ratio, Sums, fetch
@@ -22,7 +23,7 @@ class Monitor:
       meter: measures the speed.
       describe: turns a step's number and sums into the values to log, ``loss`` among them.
       log_every_steps: how often to log.
-      last_saved: the step of the newest checkpoint, asked for when a run fails.
+      saved_steps: the steps of complete checkpoints, asked for when a run fails.
     """
 
     def __init__(
@@ -32,14 +33,14 @@ class Monitor:
         meter: SpeedMeter,
         describe: Callable[[int, Mapping[str, Ratio]], dict[str, float]],
         log_every_steps: int,
-        last_saved: Callable[[], int | None],
+        saved_steps: Callable[[], Sequence[int]],
     ):
         self._log = log
         self._progress = progress
         self._meter = meter
         self._describe = describe
         self._log_every_steps = log_every_steps
-        self._last_saved = last_saved
+        self._saved_steps = saved_steps
         self._running: tuple[int, Sums, float | None] | None = None
 
     def follow(self, step: int, sums: Sums, flops_per_token: float | None) -> None:
@@ -72,19 +73,25 @@ class Monitor:
         tokens = fetched.pop(TOKENS, None)
         if tokens is not None:
             self._meter.count(float(tokens.total), flops_per_token)
-        values = self._describe(step, fetched)
-        for name in ("train/loss", "train/gradient_norm"):
-            if not math.isfinite(values[name]):
-                self._log.write(step, values)
-                saved = self._last_saved()
-                raise UserError(
-                    f"{name} is {values[name]} at step {step:,}; the last good checkpoint is "
-                    f"{'none' if saved is None else f'that of step {saved:,}'}: lower "
-                    "--config.optimizer.learning_rate or check the data"
-                )
-        if step % self._log_every_steps:
+        broken = [name for name, ratio in fetched.items() if not math.isfinite(ratio.total)]
+        if step % self._log_every_steps and not broken:
             self._progress.update(step)
             return
-        values |= self._meter.read()
+        values = self._describe(step, fetched) | self._meter.read()
         self._log.write(step, values)
         self._progress.update(step, values)
+        if broken:
+            self._stop(step, broken[0])
+
+    def _stop(self, step: int, name: str) -> NoReturn:
+        # The update was computed on the parameters of the step before, so those are bad already.
+        saved = self._saved_steps()
+        good = max((s for s in saved if s < step - 1), default=None)
+        bad = [str(s) for s in saved if s >= step - 1]
+        advice = "lower --config.optimizer.learning_rate or check the data"
+        if bad:
+            advice = f"remove {', '.join(bad)} from its checkpoints, and {advice}"
+        raise UserError(
+            f"{name} is not finite at step {step:,}; the last good checkpoint is "
+            f"{'none' if good is None else f'that of step {good:,}'}: {advice}"
+        )

@@ -58,7 +58,7 @@ class OptimizerConfig:
       bias_correction: divide AdamW's moments by 1 - beta^step. BERT's optimizer did not, so that is
         the default; the warm-up covers the steps where it matters. LAMB always corrects, as its
         paper does.
-      clip_norm: largest global norm of the gradient, or None for no clipping.
+      clip_norm: largest global norm of the gradient; 0 for no clipping.
     """
 
     name: str = "adamw"
@@ -73,7 +73,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-6
     bias_correction: bool = False
-    clip_norm: float | None = 1.0
+    clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("optimizer name", self.name, NAMES)
@@ -87,15 +87,12 @@ class OptimizerConfig:
             "beta1": (0.0, 1.0),
             "beta2": (0.0, 1.0),
             "epsilon": (0.0, math.inf),
+            "clip_norm": (0.0, math.inf),
         }
         for key, (low, high) in ranges.items():
             value = getattr(self, key)
             if not low <= value <= high:
                 raise UserError(f"Optimizer {key} is {value}; give a number from {low} to {high}.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(
-                f"Optimizer clip_norm is {self.clip_norm}; give a positive norm, or None."
-            )
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> "OptimizerConfig":
@@ -118,7 +115,8 @@ def make_optimizer(
     AdamW follows `AdamWeightDecayOptimizer` of google-research/bert (Loshchilov and Hutter,
     arXiv:1711.05101, without bias correction unless asked for); LAMB is You et al.,
     arXiv:1904.00962, with the trust ratio taken per weight matrix of each layer, and only for
-    decayed parameters, as its authors' code does; Adafactor is Shazeer and Stern, arXiv:1804.04235.
+    decayed parameters, as its authors' code does; Adafactor is Shazeer and Stern, arXiv:1804.04235,
+    with its clipping and scale taken over a parameter of all layers at once.
 
     Args:
       config: an `OptimizerConfig`, or a mapping with its keys.
@@ -137,7 +135,7 @@ def make_optimizer(
         config = OptimizerConfig.from_mapping(config)
     schedule = make_schedule(config, total_steps)
     parts = []
-    if config.clip_norm is not None:
+    if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
     if config.name == "adamw":

@@ -1,7 +1,7 @@
 """What a run is about to do, in a few lines, before it does it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -44,12 +44,17 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
-def describe_step(compiled: jax.stages.Compiled, seconds: float) -> str:
-    """One compiled step: FLOPs and memory of one device, as the compiler counts them."""
+def describe_step(compiled: jax.stages.Compiled, seconds: float, flops_per_device: float) -> str:
+    """One compiled step: FLOPs and memory of one device.
+
+    Args:
+      compiled: the step; its memory is as the compiler counts it.
+      seconds: how long it took to compile.
+      flops_per_device: by formula, because the compiler counts a loop's body once; 0 if unknown.
+    """
     parts = [f"compiled in {seconds:.1f} s"]
-    costs: Mapping[str, float] = compiled.cost_analysis() or {}
-    if costs.get("flops", 0) > 0:
-        parts.append(f"{costs['flops'] / 1e9:,.1f} GFLOP a device and step")
+    if flops_per_device:
+        parts.append(f"{flops_per_device / 1e9:,.1f} GFLOP a device and step")
     memory = compiled.memory_analysis()
     if memory is not None:
         arguments = format_bytes(memory.argument_size_in_bytes)

@@ -19,7 +19,7 @@ class SpeedMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was measured: after an evaluation, a save or a compilation."""
+        """Forgets what was measured: after an evaluation or a compilation."""
         self._started = time.perf_counter()
         self._tokens = 0.0
         self._flops = 0.0

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax.training.metrics import Ratio, Sums, merge
+from bert_jax.training.metrics import Ratio, Scalar, Sums, merge
 from bert_jax.training.state import TrainState
 
 Batch: TypeAlias = Mapping[str, jax.Array]
 
 
-class Objective(Protocol):
+class SumsOfLosses(Protocol):
     """What a step needs to know of a task."""
 
     losses: Mapping[str, float]
@@ -22,7 +22,7 @@ class Objective(Protocol):
 
 
 def make_train_step(
-    task: Objective,
+    task: SumsOfLosses,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     dropout_key: jax.Array,
@@ -55,7 +55,7 @@ def make_train_step(
         # Only the weights are used, and they do not depend on the parameters: the compiler drops
         # the forward pass that this seems to run.
         whole = task.sums(state.params, batch, None)
-        weights = {name: jnp.maximum(whole[name].weight, 1.0) for name in task.losses}
+        weights = {name: _positive(whole[name].weight) for name in task.losses}
         gradient = jax.grad(loss, has_aux=True)
         if accumulation_steps == 1:
             gradients, sums = gradient(state.params, batch, key, weights)
@@ -72,12 +72,17 @@ def make_train_step(
         report = {
             **sums,
             "learning_rate": Ratio(jnp.asarray(schedule(state.step), jnp.float32), one),
-            "gradient_norm": Ratio(optax.global_norm(gradients), one),
+            "gradient_norm": Ratio(optax.tree.norm(gradients), one),
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer_state), report
 
     return step
+
+
+def _positive(weight: Scalar) -> jax.Array:
+    """The weight, or 1 where a batch has nothing to learn from, so that its loss is zero."""
+    return jnp.where(weight > 0, weight, 1.0)
 
 
 def _accumulate(
@@ -106,6 +111,6 @@ def _accumulate(
     return carry
 
 
-def make_evaluation_step(task: Objective) -> Callable[[Any, Batch], Sums]:
+def make_evaluation_step(task: SumsOfLosses) -> Callable[[Any, Batch], Sums]:
     """Makes the function ``(params, batch) -> sums``, without dropout."""
     return lambda params, batch: task.sums(params, batch, None)

@@ -11,7 +11,6 @@ import filelock
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
 
-METRICS = "metrics.jsonl"
 REPORT = "report.html"
 CONFIG = "config.json"
 _LOCK = ".lock"

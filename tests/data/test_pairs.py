@@ -178,6 +178,25 @@ def test_lengths_do_not_tell_the_label(make_split, random_documents, capacity):
     assert best_accuracy(features, rows.labels_B) < 0.52
 
 
+@pytest.mark.parametrize("documents", ["of all sizes", "short"])
+def test_sentence_ends_do_not_tell_the_label(make_split, random_documents, documents):
+    made = random_documents(6, 300, 126)
+    if documents == "short":  # each ends after a few sentences, where the document does
+        made = [[chunk[:5] for chunk in document if sum(chunk[:5]) < 100] for document in made]
+        made = [document for document in made if document]
+    split = make_split(made)
+    rows = build(split, PairOptions(128), rows=50_000)
+    full = split.lengths > split.lengths.max() - 8
+    ends = np.setdiff1d(split.chunks.sentence_ends, split.chunks.token_offsets[1:][full])
+    starts = np.concatenate([[0], split.chunks.sentence_ends])
+    pairs = [b for _, b in segments(rows)]
+    ends_with_sentence = np.isin([b[-1] - FIRST_ORDINARY + 1 for b in pairs], ends)
+    starts_with_sentence = np.isin([b[0] - FIRST_ORDINARY for b in pairs], starts)
+    assert ends_with_sentence.any()
+    assert best_accuracy(1.0 * ends_with_sentence[None], rows.labels_B) < 0.52
+    assert best_accuracy(1.0 * starts_with_sentence[None], rows.labels_B) < 0.52
+
+
 def best_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
     """Held-out accuracy of majority votes in cells of a grid over the features, coarse to fine."""
     half = len(labels) // 2

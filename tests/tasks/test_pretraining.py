@@ -1,4 +1,4 @@
-"""The pretraining task: exact evaluation, its baseline, and what a checkpoint must share with it."""
+"""The pretraining task: exact evaluation, its baseline, and what a checkpoint must share."""
 
 import jax
 import numpy as np
@@ -122,7 +122,7 @@ def test_gradients_of_the_loss_reach_every_parameter(make_task, params):
 def test_identity_names_corpus_and_vocabulary(make_task, corpus_directory):
     corpus = open_corpus(corpus_directory)
     assert make_task().identity() == {
-        "corpora": {corpus_directory.name: corpus.fingerprint},
+        "corpora": [[corpus.fingerprint, 1.0]],
         "vocabulary": corpus.tokenizer.hash,
     }
 

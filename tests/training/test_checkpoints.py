@@ -1,0 +1,70 @@
+"""Few checkpoints are kept, the best among them; what cannot be used is named."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bert_jax.errors import UserError
+from bert_jax.training.checkpoints import Checkpoints, RunRecord
+from bert_jax.training.state import TrainState
+
+
+def make_state(step=0, width=3):
+    state = TrainState(
+        jnp.asarray(step), {"layer": {"kernel": jnp.full((2, width), step)}}, {"count": step * 1.0}
+    )
+    return jax.tree.map(jnp.asarray, state)
+
+
+def make_record(step):
+    return RunRecord(step, {"seed": 0}, {}, {"tokenizer.json": "{}"}, {}, [])
+
+
+def save_all(checkpoints, scores):
+    for step, score in scores.items():
+        checkpoints.note_score(step, 0, score)
+        checkpoints.save(make_state(step), make_record(step))
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path):
+    scores = {1: 5.0, 2: 1.0, 3: 3.0, 4: float("nan"), 5: 2.0}
+    with Checkpoints(tmp_path, keep_last=2, keep_best=True) as checkpoints:
+        save_all(checkpoints, scores)
+    for _ in range(2):  # also after it is opened again
+        with Checkpoints(tmp_path, keep_last=2, keep_best=True) as checkpoints:
+            assert checkpoints.steps() == [2, 4, 5]
+            assert checkpoints.best() == 2
+            assert checkpoints.choose("best") == 2
+            assert checkpoints.choose("latest") == 5
+            restored = checkpoints.restore(5, make_state())
+    assert int(restored.step) == 5
+    assert (restored.params["layer"]["kernel"] == 5).all()
+    assert float(restored.optimizer_state["count"]) == 5
+
+
+def test_scores_of_another_phase_cannot_be_compared(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, keep_best=True) as checkpoints:
+        assert checkpoints.note_score(1, 0, 1.0)
+        checkpoints.save(make_state(1), make_record(1))
+        assert not checkpoints.note_score(2, 0, 1.5)
+        assert not checkpoints.note_score(2, 0, float("nan"))
+        assert checkpoints.note_score(3, 1, 2.0)
+
+
+def test_a_record_is_read_back(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(7), make_record(7))
+        assert checkpoints.committed() == [7]
+        assert checkpoints.record(7) == make_record(7)
+
+
+def test_what_is_missing_or_different_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        Checkpoints(tmp_path, read_only=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(7), make_record(7))
+        checkpoints.committed()
+        with pytest.raises(UserError, match="layer/kernel is 2×3 there and 2×4 here"):
+            checkpoints.restore(7, make_state(width=4))
+        with pytest.raises(UserError, match="has no checkpoint '8'; it has the steps 7"):
+            checkpoints.choose("8")
