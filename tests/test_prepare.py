@@ -153,8 +153,10 @@ def test_a_standing_output_is_kept_unless_told_otherwise(text, tmp_path):
     prepare.main(options(text, output, "--overwrite"))
     assert open_corpus(output).fingerprint != before
     assert sorted(os.listdir(tmp_path)) == ["c", "text.txt"]
-    with pytest.raises(UserError, match="exists and is no corpus"):
-        prepare.main(options(text, tmp_path, "--overwrite"))
+    (output / "mine.txt").write_text("not ours to delete")
+    for kept in (output, tmp_path):
+        with pytest.raises(UserError, match="holds something besides a corpus"):
+            prepare.main(options(text, kept, "--overwrite"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -97,6 +97,9 @@ def test_bytes_that_are_not_utf8_are_named_or_left_out(tmp_path, before):
     with pytest.raises(UserError, match=f"latin1.txt is not UTF-8: byte 0xf6 at offset {offset}"):
         documents(path)
     tally = Tally()
+    assert len(documents(path, tally=tally, bad_input="skip")) == 1
+    assert tally.skipped == 1
+    tally = Tally()
     (document,) = documents(path, tally=tally, bad_input="skip")
     assert document == good.decode() + "end"
     assert tally.skipped == 1
@@ -117,6 +120,9 @@ def test_bad_lines_of_json_are_named_or_left_out(tmp_path, line, reason):
     path.write_bytes(b'{"text": "good"}\n' + line + b'\n{"text": "better"}\n')
     with pytest.raises(UserError, match=reason) as caught:
         documents(path)
+    tally = Tally()
+    assert len(documents(path, tally=tally, bad_input="skip")) == 1
+    assert tally.skipped == 1
     assert str(path) in str(caught.value)
     assert "byte 17," in str(caught.value) or "offset 27" in str(caught.value)
     tally = Tally()
@@ -163,3 +169,13 @@ def test_finding_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no files ending in"):
         find_files(f"{tmp_path}/empty")
+
+
+def test_half_a_surrogate_pair_is_bad_input(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "good"}\n{"text": "bad \\ud83d"}\n')
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        documents(path)
+    tally = Tally()
+    assert len(documents(path, tally=tally, bad_input="skip")) == 1
+    assert tally.skipped == 1
