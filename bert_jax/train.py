@@ -117,6 +117,8 @@ def _train(
         train_step = jax.jit(
             make_train_step(task, optimizer, schedule, dropout_key, config.accumulation_steps),
             donate_argnums=0,
+            # Left to itself, the partitioner may lay a parameter out otherwise than it came in.
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
         )
         evaluation_step = jax.jit(make_evaluation_step(task))
         meter = SpeedMeter(_peak_flops(mesh))
