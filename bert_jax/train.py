@@ -165,8 +165,8 @@ def _train(
 
         # --- Tell how it ended. ---
         if given_up or (stopping and not is_last):
-            where = f"saved at step {step:,}" if step else "nothing to save yet"
-            progress.note(f"stopped, {where}; the same command goes on")
+            where = f"and saved at step {step:,}" if step else "before the first step"
+            progress.note(f"stopped {where}; the same command goes on")
             return preemption.exit_code
         if is_first:
             log.close()

@@ -212,7 +212,7 @@ def test_a_corpus_of_another_format_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "share", "expected"),
-    [(2, 0.01, 1), (100, 0.01, 1), (100, 0.25, 25), (3, 0.9, 2), (5000, 0.01, 50)],
+    [(2, 0.01, 1), (3, 0.01, 1), (100, 0.01, 2), (100, 0.25, 25), (3, 0.9, 2), (5000, 0.01, 50)],
 )
 def test_the_validation_split_of_small_corpora_is_exact(count, share, expected):
     generator = np.random.default_rng(1)

@@ -97,9 +97,6 @@ def test_bytes_that_are_not_utf8_are_named_or_left_out(tmp_path, before):
     with pytest.raises(UserError, match=f"latin1.txt is not UTF-8: byte 0xf6 at offset {offset}"):
         documents(path)
     tally = Tally()
-    assert len(documents(path, tally=tally, bad_input="skip")) == 1
-    assert tally.skipped == 1
-    tally = Tally()
     (document,) = documents(path, tally=tally, bad_input="skip")
     assert document == good.decode() + "end"
     assert tally.skipped == 1
@@ -120,9 +117,6 @@ def test_bad_lines_of_json_are_named_or_left_out(tmp_path, line, reason):
     path.write_bytes(b'{"text": "good"}\n' + line + b'\n{"text": "better"}\n')
     with pytest.raises(UserError, match=reason) as caught:
         documents(path)
-    tally = Tally()
-    assert len(documents(path, tally=tally, bad_input="skip")) == 1
-    assert tally.skipped == 1
     assert str(path) in str(caught.value)
     assert "byte 17," in str(caught.value) or "offset 27" in str(caught.value)
     tally = Tally()
