@@ -1,12 +1,10 @@
-"""How many sequences of each size fit on a device, from the TPU compiler's own count.
+"""How many sequences of each size fit in a memory, from the compiler's own count.
 
-    pip install libtpu
-    JAX_PLATFORMS=cpu python benchmarks/memory.py [--output FILE]
+    python benchmarks/memory.py [--lengths 128 512] [--output FILE]
 
-No TPU is needed: the real training step (bfloat16 compute, dropout, AdamW with float32 state) is
-compiled ahead of time for one chip of a v5e at two batch sizes. Its memory grows linearly with the
-batch; the table extrapolates to the memories in its head, and nothing in it was run. GPUs
-plan their memory otherwise, so take the table as a guide there.
+The real training step (float32, dropout, AdamW) is compiled for the local device at two batch
+sizes. Its memory grows linearly with the batch, and the table extrapolates to the memories in its head;
+nothing in it was run. Another device's compiler plans otherwise, so take it as a guide.
 """
 
 import argparse
@@ -16,9 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from bert_jax.command_line import load_config
 from bert_jax.models.config import SIZES, sized_config
@@ -26,7 +22,7 @@ from bert_jax.models.config import count_parameters as count
 from bert_jax.tasks.base import load_task
 from bert_jax.training.optimizers import make_optimizer
 from bert_jax.training.plan import bytes_per_device
-from bert_jax.training.sharding import ACTIVATION_RULES, MESH_AXES, batch_sharding
+from bert_jax.training.sharding import ACTIVATION_RULES, batch_sharding, make_mesh
 from bert_jax.training.state import abstract_state
 from bert_jax.training.step import make_train_step
 
@@ -34,7 +30,6 @@ PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
 VOCABULARY_SIZE = 30522
 MEMORIES_GIB = (16, 24, 40, 80)
 BATCHES = (8, 16)
-LENGTHS = (128, 512)
 GIB = 2**30
 
 
@@ -42,16 +37,15 @@ def main() -> None:
     """Compiles, prints a table and writes the numbers as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
     arguments = parser.parse_args()
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    device = np.array(topology.devices[:1]).reshape(1, 1, 1)
-    mesh = Mesh(device, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
     rows = []
     print("| size | parameters | state | length |" + "".join(f" {m} GiB |" for m in MEMORIES_GIB))
     print("|---|---|---|---|" + "---|" * len(MEMORIES_GIB))
     for size in arguments.sizes:
-        for length in LENGTHS:
+        for length in arguments.lengths:
             row = measure(size, length, mesh)
             rows.append(row)
             fits = "".join(f" {row['fits'][m]:,} |" for m in MEMORIES_GIB)
@@ -66,22 +60,21 @@ def measure(size: str, length: int, mesh: Mesh) -> dict[str, Any]:
     config = load_config(f"{PRETRAIN}:{size}")
     config.docs.vocabulary_size = VOCABULARY_SIZE
     config.data.max_length = length
-    config.model.compute_dtype = "bfloat16"
     config.model.unroll = 1
     task = load_task(config)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
-        optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
-        state = abstract_state(task.initialise, optimizer, mesh)
-        step = make_train_step(task, optimizer, schedule, jax.random.key(0))
-        used = []
-        for batch_size in BATCHES:
-            batch = {
-                name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh))
-                for name, array in task.training_batch(0, slice(0, batch_size)).items()
-            }
+    optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
+    state = abstract_state(task.initialise, optimizer, mesh)
+    step = make_train_step(task, optimizer, schedule, jax.random.key(0))
+    used = []
+    for batch_size in BATCHES:
+        batch = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh))
+            for name, array in task.training_batch(0, slice(0, batch_size)).items()
+        }
+        with nn.logical_axis_rules(ACTIVATION_RULES):
             compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-            memory = compiled.memory_analysis()
-            used.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+        memory = compiled.memory_analysis()
+        used.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
     each = (used[1] - used[0]) / (BATCHES[1] - BATCHES[0])
     fixed = used[0] - BATCHES[0] * each
     return {

@@ -33,12 +33,16 @@ def pretraining_task(size: str, length: int, batch_size: int) -> Any:
     """The task of `configs/pretrain.py` on the built-in corpus."""
     from bert_jax.command_line import load_config
     from bert_jax.tasks.base import load_task
+    from bert_jax.tasks.pretraining import make_model
 
     config = load_config(f"{PRETRAIN}:{size}")
     config.batch_size = batch_size
     config.data.max_length = length
     config.docs.vocabulary_size = VOCABULARY_SIZE
-    return load_task(config)
+    task = load_task(config)
+    # The text is too small to fill BERT's vocabulary; the model has all of it.
+    task.model = make_model(config, VOCABULARY_SIZE)
+    return task
 
 
 def jax_step(task: Any) -> Step:
@@ -66,20 +70,18 @@ def jax_step(task: Any) -> Step:
     return run
 
 
-def torch_step(
-    vocabulary_size: int, size: str, length: int, compiled: bool, optimizer_kind: str
-) -> Step:
+def torch_step(size: str, length: int, compiled: bool, optimizer_kind: str) -> Step:
     """transformers' BertForPreTraining, in its default attention, with torch's AdamW."""
     import torch
     import transformers
 
     from bert_jax.models import sized_config
 
-    shape = sized_config(size, vocabulary_size)
+    shape = sized_config(size, VOCABULARY_SIZE)
     torch.manual_seed(0)
     model = transformers.BertForPreTraining(
         transformers.BertConfig(
-            vocab_size=vocabulary_size,
+            vocab_size=VOCABULARY_SIZE,
             hidden_size=shape.width,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
@@ -136,7 +138,6 @@ def main() -> None:
     size, length = arguments.size, arguments.length
     ours = "bert_jax"
     task = pretraining_task(size, length, arguments.batch_size)
-    vocabulary_size = task.tokenizer.size
     steps = {ours: jax_step(task)}
     versions = {}
     if not arguments.without_torch:
@@ -147,7 +148,7 @@ def main() -> None:
         for compiled, kind in itertools.product((False, True), ("fused", "foreach")):
             mode = "compiled" if compiled else "eager"
             name = f"PyTorch {mode}, {kind} AdamW"
-            steps[name] = torch_step(vocabulary_size, size, length, compiled, kind)
+            steps[name] = torch_step(size, length, compiled, kind)
 
     rows = slice(0, arguments.batch_size)
     batches = (task.training_batch(number, rows) for number in itertools.count())
@@ -163,7 +164,7 @@ def main() -> None:
 
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(
-        f"BERT-{size}, vocabulary {vocabulary_size}, length {length}, "
+        f"BERT-{size}, vocabulary {VOCABULARY_SIZE}, length {length}, "
         f"batch {arguments.batch_size}, {arguments.threads} threads"
     )
     print(f"{'':32} {'median ms':>10} {'fastest ms':>11} {'times ours':>11}")
