@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--lengths 128 512] [--output FILE]
 
 The real training step (float32, dropout, AdamW) is compiled for the local device at two batch
-sizes. Its memory grows linearly with the batch, and the table extrapolates to the memories in its head;
-nothing in it was run. Another device's compiler plans otherwise, so take it as a guide.
+sizes. Its memory grows linearly with the batch, and the table extrapolates to the memories in its
+head; nothing in it was run. Another device's compiler plans otherwise, so take it as a guide.
 """
 
 import argparse
