@@ -38,10 +38,10 @@ def score(task, params):
 
 
 def test_scores_do_not_depend_on_the_batch_size(make_task, params):
-    first = score(make_task(batch_size=16, evaluation__examples=0), params)
-    second = score(make_task(batch_size=7, evaluation__examples=0), params)
     size = make_task(evaluation__examples=0).validation_size(make_task().phases[0])
-    assert size % 7
+    uneven = next(number for number in (7, 11, 13) if size % number)  # leaves a partial batch
+    first = score(make_task(batch_size=16, evaluation__examples=0), params)
+    second = score(make_task(batch_size=uneven, evaluation__examples=0), params)
     assert first["nsp_loss"].weight == second["nsp_loss"].weight == size
     for name in first.keys() - {"tokens"}:
         assert float(first[name].mean) == pytest.approx(float(second[name].mean), rel=1e-5)
