@@ -175,7 +175,8 @@ def _train(
                 title=f"{config.task}: {workdir.name}",
                 metrics=read_metrics(workdir / METRICS),
                 config=json.dumps(record.config, indent=2),
-                environment=record.environment,
+                # With the corpus's fingerprint, by which a result can be cited.
+                environment=record.environment | {"data": json.dumps(record.identity)},
                 summary=task.headline(log.last_record("validation/") or {}),
                 samples=task.samples(state.params),
                 notes=record.notes,
