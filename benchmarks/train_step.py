@@ -33,7 +33,7 @@ def pretraining_task(size: str, length: int, batch_size: int) -> Any:
     """The task of `configs/pretrain.py` on the built-in corpus."""
     from bert_jax.command_line import load_config
     from bert_jax.tasks.base import load_task
-    from bert_jax.tasks.pretraining import make_model
+    from bert_jax.tasks.pretraining import describe_model
 
     config = load_config(f"{PRETRAIN}:{size}")
     config.batch_size = batch_size
@@ -41,7 +41,8 @@ def pretraining_task(size: str, length: int, batch_size: int) -> Any:
     config.docs.vocabulary_size = VOCABULARY_SIZE
     task = load_task(config)
     # The text is too small to fill BERT's vocabulary; the model has all of it.
-    task.model = make_model(config, VOCABULARY_SIZE)
+    task.description = describe_model(config, VOCABULARY_SIZE)
+    task.model = task.description.model()
     return task
 
 

@@ -8,19 +8,12 @@ Texts are arguments, or lines of standard input where there are none.
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
-
-import ml_collections
 
 from bert_jax.command_line import ArgumentParser, run
-from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.heads import PretrainingModel
+from bert_jax.models.description import Head
+from bert_jax.pretrained import load
 from bert_jax.tasks.fill_mask import fill_masks
-from bert_jax.tasks.pretraining import initialise_model, make_model
-from bert_jax.training.checkpoints import Checkpoints
-from bert_jax.training.sharding import abstract_parameters, make_mesh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
-    model, params, tokenizer = load_pretrained(arguments.checkpoint, arguments.step)
+    loaded = load(arguments.checkpoint, arguments.step)
+    if loaded.description.head is not Head.PRETRAINING:
+        raise UserError(
+            f"{arguments.checkpoint} is a model for {loaded.description.head}, and fill-mask needs "
+            f"one for {Head.PRETRAINING}"
+        )
     texts: Iterable[str] = arguments.texts or (line.rstrip("\n") for line in sys.stdin)
     for text in texts:
-        fillings = fill_masks(model, params, tokenizer, text, min(arguments.top, tokenizer.size))
+        fillings = fill_masks(
+            loaded.model,
+            loaded.params,
+            loaded.tokenizer,
+            text,
+            min(arguments.top, loaded.tokenizer.size),
+            max_length=loaded.config.max_positions,
+        )
         if arguments.json:
             print(json.dumps({"text": text, "fillings": [f._asdict() for f in fillings]}))
             continue
@@ -50,27 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             for token, probability in zip(filling.tokens, filling.probabilities, strict=True):
                 print(f"  {probability:6.1%}  {token}")
     return 0
-
-
-def load_pretrained(
-    workdir: str | Path, which: str = "latest"
-) -> tuple[PretrainingModel, Any, WordPieceTokenizer]:
-    """Loads a pretrained model and its vocabulary from a checkpoint, and nothing else.
-
-    Raises:
-      UserError: there is no such checkpoint, or it is of another task.
-    """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.choose(which)
-        record = checkpoints.record(step)
-        config = ml_collections.ConfigDict(record.config)
-        if config.task != "pretraining":
-            raise UserError(f"{workdir} is a run of {config.task}, and fill-mask needs pretraining")
-        tokenizer = WordPieceTokenizer.from_json(record.assets["tokenizer.json"])
-        model = make_model(config, tokenizer.size)
-        mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-        abstract = abstract_parameters(lambda key: initialise_model(model, key), mesh)
-        return model, checkpoints.restore_params(step, abstract), tokenizer
 
 
 if __name__ == "__main__":

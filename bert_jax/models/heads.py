@@ -1,6 +1,10 @@
-"""Heads over the encoder, and the model that pretraining trains.
+"""Heads over the encoder, and the models that pretraining and fine-tuning train.
 
-Shapes: B batch, L length, M masked positions, D model width, V vocabulary (padded).
+Every model is applied to ``(token_ids_BL, segment_ids_BL, lengths_B)`` and keeps its encoder under
+``encoder``, so that parameters pass from one to another by name.
+
+Shapes: B batch, C choices, L length, M masked positions, D model width, V vocabulary (padded),
+T targets (classes, tags).
 """
 
 import jax
@@ -9,7 +13,7 @@ from flax import linen as nn
 
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
-from bert_jax.models.layers import LayerNorm, Projection, gelu, parameter
+from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
 
 Array = jax.Array
 
@@ -107,12 +111,7 @@ class PretrainingModel(nn.Module):
         self.mlm_head = MaskedLanguageModelHead(self.config)
         if self.next_sentence:
             self.pooler = Pooler(self.config)
-            self.next_sentence_head = Projection(
-                shape=(self.config.width, 2),
-                axes=("width", "classes"),
-                stddev=self.config.initializer_stddev,
-                dtype=jnp.dtype("float32"),
-            )
+            self.next_sentence_head = _target_projection(self.config, 2)
 
     def __call__(
         self,
@@ -147,3 +146,113 @@ class PretrainingModel(nn.Module):
         if not self.next_sentence:
             return mlm_logits_BMV, None
         return mlm_logits_BMV, self.next_sentence_head(self.pooler(hidden_BLD))
+
+
+class EncoderModel(nn.Module):
+    """The bare encoder, with BERT's pooler or without.
+
+    Attributes:
+      config: the encoder's shape.
+      with_pooler: whether the model has a pooler.
+    """
+
+    config: BertConfig
+    with_pooler: bool = True
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config)
+        if self.with_pooler:
+            self.pooler = Pooler(self.config)
+
+    def __call__(
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths_B: Array, *, deterministic: bool
+    ) -> tuple[Array, Array | None]:
+        """Gives hidden states [B, L, D] and the pooled [B, D], or None without a pooler."""
+        hidden_BLD = self.encoder(
+            token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
+        )
+        return hidden_BLD, self.pooler(hidden_BLD) if self.with_pooler else None
+
+
+class SequenceClassifier(nn.Module):
+    """Scores whole sequences or pairs: pooler, dropout, projection.
+
+    Attributes:
+      config: the encoder's shape.
+      targets: T, how many numbers a sequence gets: classes, labels, or 1 for a value or a choice.
+    """
+
+    config: BertConfig
+    targets: int
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config)
+        self.pooler = Pooler(self.config)
+        self.dropout = Dropout(self.config.hidden_dropout)
+        self.classifier = _target_projection(self.config, self.targets)
+
+    def __call__(
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths_B: Array, *, deterministic: bool
+    ) -> Array:
+        """Gives float32 scores [B, T]."""
+        hidden_BLD = self.encoder(
+            token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
+        )
+        pooled_BD = self.dropout(self.pooler(hidden_BLD), deterministic=deterministic)
+        scores_BT: Array = self.classifier(pooled_BD)
+        return scores_BT
+
+
+class TokenClassifier(nn.Module):
+    """Scores every token: dropout, projection.
+
+    With two targets, a span's start and end, it is BERT's model for SQuAD, which has no dropout.
+
+    Attributes:
+      config: the encoder's shape.
+      targets: T, how many numbers a token gets.
+      dropout: whether there is dropout between encoder and projection.
+    """
+
+    config: BertConfig
+    targets: int
+    dropout: bool = True
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config)
+        self.drop = Dropout(self.config.hidden_dropout if self.dropout else 0.0)
+        self.classifier = _target_projection(self.config, self.targets)
+
+    def __call__(
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths_B: Array, *, deterministic: bool
+    ) -> Array:
+        """Gives float32 scores [B, L, T]; those at padding mean nothing."""
+        hidden_BLD = self.encoder(
+            token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
+        )
+        scores_BLT: Array = self.classifier(self.drop(hidden_BLD, deterministic=deterministic))
+        return scores_BLT
+
+
+def _target_projection(config: BertConfig, targets: int) -> Projection:
+    return Projection(
+        shape=(config.width, targets),
+        axes=("width", "classes"),
+        stddev=config.initializer_stddev,
+        dtype=jnp.dtype("float32"),
+    )
+
+
+def mean_pool(hidden_BLD: Array, lengths_B: Array) -> Array:
+    """The mean over the real tokens, special ones included, as sentence-transformers takes it.
+
+    Args:
+      hidden_BLD: the encoder's output.
+      lengths_B: int32 real tokens of each row, a prefix; a row without any gives zeros.
+
+    Returns:
+      float32 [B, D].
+    """
+    real_BL = (jnp.arange(hidden_BLD.shape[1]) < lengths_B[:, None]).astype(jnp.float32)
+    total_BD = jnp.einsum("BLD,BL->BD", hidden_BLD.astype(jnp.float32), real_BL)
+    return total_BD / jnp.maximum(lengths_B, 1)[:, None]

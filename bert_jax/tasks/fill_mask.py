@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.heads import PretrainingModel
 from bert_jax.training.report import SamplePrediction
 
 # Of a validation row with many masks, a reader takes in one; around it, about a line of text.
@@ -30,7 +30,7 @@ class Filling(NamedTuple):
 
 @partial(jax.jit, static_argnames=("model", "guesses"))
 def _best(
-    model: PretrainingModel, params: Any, batch: Mapping[str, jax.Array], guesses: int
+    model: nn.Module, params: Any, batch: Mapping[str, jax.Array], guesses: int
 ) -> tuple[jax.Array, jax.Array]:
     logits_BMV, _ = model.apply(
         {"params": params},
@@ -44,11 +44,13 @@ def _best(
 
 
 def fill_masks(
-    model: PretrainingModel,
+    model: nn.Module,
     params: Any,
     tokenizer: WordPieceTokenizer,
     text: str,
     guesses: int = _GUESSES,
+    *,
+    max_length: int,
 ) -> list[Filling]:
     """Fills in every ``[MASK]`` of a text.
 
@@ -58,6 +60,7 @@ def fill_masks(
       tokenizer: its vocabulary.
       text: holds at least one ``[MASK]``.
       guesses: how many candidates to give for each.
+      max_length: the most tokens that the model reads.
 
     Returns:
       One Filling for each ``[MASK]``, in the order of the text.
@@ -69,13 +72,12 @@ def fill_masks(
     positions = [place for place, token in enumerate(ids) if token == tokenizer.mask_id]
     if not positions:
         raise UserError(f"{text!r} has no [MASK] to fill in; write one where a word is missing")
-    longest = model.config.max_positions
-    if len(ids) > longest:
+    if len(ids) > max_length:
         raise UserError(
-            f"the text has {len(ids)} tokens, and the model reads at most {longest}; shorten it"
+            f"the text has {len(ids)} tokens, and the model reads at most {max_length}; shorten it"
         )
     # Few shapes, so that a stream of texts compiles a few times only.
-    length = min(longest, max(16, 1 << (len(ids) - 1).bit_length()))
+    length = min(max_length, max(16, 1 << (len(ids) - 1).bit_length()))
     places = 1 << (len(positions) - 1).bit_length()
     batch = {
         "token_ids": np.zeros((1, length), np.int32),
@@ -95,7 +97,7 @@ def fill_masks(
 
 
 def sample_predictions(
-    model: PretrainingModel,
+    model: nn.Module,
     params: Any,
     tokenizer: WordPieceTokenizer,
     batch: Mapping[str, np.ndarray],

@@ -21,8 +21,8 @@ from bert_jax.data.mixture import Part, parse_mixture
 from bert_jax.data.pairs import Objective, PairOptions
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
+from bert_jax.models.description import ASSET, Head, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
-from bert_jax.models.heads import PretrainingModel
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
 from bert_jax.tasks.base import Batch, Phase, Task
 from bert_jax.tasks.fill_mask import sample_predictions
@@ -33,23 +33,17 @@ from bert_jax.training.report import SamplePrediction
 _VALIDATION_SEED = 0
 
 
-def make_model(config: ml_collections.ConfigDict, vocabulary_size: int) -> PretrainingModel:
+def describe_model(config: ml_collections.ConfigDict, vocabulary_size: int) -> ModelDescription:
     """The model that a pretraining config describes, for a vocabulary.
 
     Raises:
       UserError: a model setting is out of range.
     """
-    return PretrainingModel(
+    return ModelDescription(
         BertConfig(vocabulary_size=vocabulary_size, **config.model),
-        next_sentence=config.data.objective != Objective.NONE,
+        Head.PRETRAINING,
+        pooler=config.data.objective != Objective.NONE,
     )
-
-
-def initialise_model(model: PretrainingModel, key: jax.Array) -> Any:
-    """Random parameters, annotated with logical axes."""
-    ids_11 = jnp.zeros((1, 1), jnp.int32)
-    ones_1 = jnp.ones((1,), jnp.int32)
-    return model.init(key, ids_11, ids_11, ones_1, ids_11, deterministic=True)["params"]
 
 
 class Pretraining(Task):
@@ -83,11 +77,12 @@ class Pretraining(Task):
                     f"max_length={longest} is longer than {corpus.max_length}, the length that "
                     f"{part.corpus} was prepared for; prepare it with --max_length {longest}"
                 )
-        self.model = make_model(config, self.tokenizer.size)
-        if max(self._max_lengths) > self.model.config.max_positions:
+        self.description = describe_model(config, self.tokenizer.size)
+        self.model = self.description.model()
+        if max(self._max_lengths) > self.description.config.max_positions:
             raise UserError(
                 f"max_length={max(self._max_lengths)} needs as many positions, and "
-                f"model.max_positions is {self.model.config.max_positions}; raise it"
+                f"model.max_positions is {self.description.config.max_positions}; raise it"
             )
         # Made here, so that what is wrong with a split is said before the first step.
         everything = range(len(self._corpora))
@@ -132,7 +127,7 @@ class Pretraining(Task):
 
     def initialise(self, key: jax.Array) -> Any:
         """Makes the parameters, annotated with logical axes."""
-        return initialise_model(self.model, key)
+        return self.description.initialise(key)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Losses and accuracies of both objectives, and the unigram model's loss for comparison."""
@@ -262,14 +257,17 @@ class Pretraining(Task):
         }
 
     def assets(self) -> dict[str, str]:
-        """The vocabulary, as ``tokenizer.json``."""
-        return {"tokenizer.json": self.tokenizer.to_json()}
+        """The vocabulary, as ``tokenizer.json``, and what the model is."""
+        return {
+            "tokenizer.json": self.tokenizer.to_json(),
+            ASSET: self.description.to_json(),
+        }
 
     def flops_per_token(self, phase: Phase) -> float:
         """Forward and backward, with only the masked positions decoded."""
         length = self._max_lengths[self.phases.index(phase)]
         share = self.config.data.masking.share
-        return train_flops_per_token(self.model.config, length, share)
+        return train_flops_per_token(self.description.config, length, share)
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
         """The masked-token loss next to that of the unigram model, and the accuracies."""

@@ -1,0 +1,128 @@
+"""What a model is, apart from its parameters: enough to build it again, as plain JSON.
+
+A description is kept in every checkpoint, so that a model can be loaded without its task, config or
+data.
+"""
+
+import dataclasses
+import enum
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bert_jax.errors import UserError
+from bert_jax.models.config import BertConfig
+from bert_jax.models.heads import (
+    EncoderModel,
+    PretrainingModel,
+    SequenceClassifier,
+    TokenClassifier,
+)
+
+# The asset of a checkpoint that holds a description.
+ASSET = "model.json"
+
+
+class Head(enum.StrEnum):
+    """What the encoder's output is turned into."""
+
+    NONE = "none"  # hidden states, for embeddings
+    PRETRAINING = "pretraining"  # masked tokens, and the relation of two segments
+    CLASSIFICATION = "classification"  # one class of a sequence
+    MULTI_LABEL = "multi_label"  # any number of labels of a sequence
+    REGRESSION = "regression"  # one number for a sequence
+    CHOICE = "choice"  # the best of several sequences
+    TAGGING = "tagging"  # one tag of every word
+    QUESTION_ANSWERING = "question_answering"  # a span of the text
+
+
+class Pooling(enum.StrEnum):
+    """How hidden states become a sentence's embedding."""
+
+    MEAN = "mean"  # over real tokens
+    CLS = "cls"  # the first token's
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """A model without its parameters.
+
+    Attributes:
+      config: the encoder's shape, the vocabulary's size included.
+      head: what stands on the encoder.
+      labels: names of the classes, labels or tags, in the order of the outputs.
+      pooler: whether there is a pooler; with the pretraining head, a next-sentence head too. Only
+        that head and no head at all leave the choice.
+      pooling: how ``encode`` makes embeddings.
+      normalize: whether embeddings are scaled to length 1.
+      max_length: the longest input that predictions are made on, special tokens included.
+      options: settings of a task that its predictions need, such as a threshold.
+
+    Raises:
+      UserError: the head needs labels and there are none.
+    """
+
+    config: BertConfig
+    head: Head
+    labels: tuple[str, ...] = ()
+    pooler: bool = True
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = False
+    max_length: int = 512
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.head in (Head.CLASSIFICATION, Head.MULTI_LABEL, Head.TAGGING) and not self.labels:
+            raise UserError(f"a model for {self.head} needs the names of its labels")
+
+    def model(self) -> nn.Module:
+        """The flax module; apply it to parameters of this description."""
+        match self.head:
+            case Head.NONE:
+                return EncoderModel(self.config, with_pooler=self.pooler)
+            case Head.PRETRAINING:
+                return PretrainingModel(self.config, next_sentence=self.pooler)
+            case Head.CLASSIFICATION | Head.MULTI_LABEL:
+                return SequenceClassifier(self.config, len(self.labels))
+            case Head.REGRESSION | Head.CHOICE:
+                return SequenceClassifier(self.config, 1)
+            case Head.TAGGING:
+                return TokenClassifier(self.config, len(self.labels))
+            case Head.QUESTION_ANSWERING:
+                return TokenClassifier(self.config, 2, dropout=False)
+
+    def initialise(self, key: jax.Array) -> Any:
+        """Random parameters, annotated with logical axes."""
+        ids_11 = jnp.zeros((1, 1), jnp.int32)
+        inputs = [ids_11, ids_11, jnp.ones((1,), jnp.int32)]
+        if self.head is Head.PRETRAINING:
+            inputs.append(ids_11)  # masked positions
+        return self.model().init(key, *inputs, deterministic=True)["params"]
+
+    def to_json(self) -> str:
+        """The description as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelDescription":
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          UserError: it is no description.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(
+                **fields
+                | {
+                    "config": BertConfig(**fields["config"]),
+                    "head": Head(fields["head"]),
+                    "labels": tuple(fields["labels"]),
+                    "pooling": Pooling(fields["pooling"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the description of a model cannot be read: {error}") from None
