@@ -14,7 +14,7 @@ import ml_collections
 
 from bert_jax.command_line import ArgumentParser, run
 from bert_jax.errors import UserError
-from bert_jax.tasks.base import load_task, validation_batches
+from bert_jax.tasks.base import Start, load_task, validation_batches
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.evaluation import evaluate
 from bert_jax.training.monitor import TOKENS
@@ -76,7 +76,7 @@ def evaluate_checkpoint(
         config = ml_collections.ConfigDict(record.config)
         if "evaluation" in config:
             config.evaluation.examples = examples
-        task = load_task(config)
+        task = load_task(config, Start(record.assets, record.identity))
         if task.identity() != record.identity:
             raise UserError(
                 f"the data of {workdir} have changed since step {step}: they were "
@@ -98,10 +98,11 @@ def evaluate_checkpoint(
         with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
             params = checkpoints.restore_params(step, abstract_parameters(task.initialise, mesh))
             batches = validation_batches(task, phase, size)
-            sums = evaluate(jax.jit(make_evaluation_step(task)), params, batches, mesh)
-    assert sums is not None
-    sums.pop(TOKENS, None)
-    return step, task.metrics(sums)
+            evaluation_step = jax.jit(make_evaluation_step(task))
+            result = evaluate(evaluation_step, params, batches, task.validation_size(phase), mesh)
+    assert result is not None
+    result.sums.pop(TOKENS, None)
+    return step, task.metrics(result.sums) | task.scores(result.outputs)
 
 
 if __name__ == "__main__":

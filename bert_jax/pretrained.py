@@ -36,6 +36,11 @@ class Pretrained:
         return self.description.config
 
     @property
+    def assets(self) -> dict[str, str]:
+        """What a checkpoint carries along of it."""
+        return {"tokenizer.json": self.tokenizer.to_json(), ASSET: self.description.to_json()}
+
+    @property
     def model(self) -> nn.Module:
         """The flax module that ``params`` belong to."""
         return self.description.model()

@@ -22,11 +22,22 @@ import ml_collections
 from bert_jax.command_line import parse_config_flags, run
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
-from bert_jax.tasks.base import Phase, Task, load_task, training_batches, validation_batches
+from bert_jax.pretrained import Pretrained, load
+from bert_jax.tasks.base import (
+    Phase,
+    Start,
+    Task,
+    load_task,
+    sequence_length,
+    training_batches,
+    validation_batches,
+)
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
-from bert_jax.training.environment import describe_changes, environment
-from bert_jax.training.evaluation import evaluate
-from bert_jax.training.metrics import Ratio, Sums
+from bert_jax.training.continuation import changes, check_resumable
+from bert_jax.training.early_stopping import EarlyStopping
+from bert_jax.training.environment import environment
+from bert_jax.training.evaluation import Evaluation, evaluate
+from bert_jax.training.metrics import Sums
 from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
 from bert_jax.training.optimizers import make_optimizer
@@ -38,6 +49,7 @@ from bert_jax.training.sharding import ACTIVATION_RULES, batch_shards, make_mesh
 from bert_jax.training.speed import SpeedMeter
 from bert_jax.training.state import TrainState, abstract_state, initial_state
 from bert_jax.training.step import make_evaluation_step, make_train_step
+from bert_jax.training.transplant import transplant
 from bert_jax.training.workdir import CONFIG, REPORT, claim_workdir, write_config
 
 
@@ -66,8 +78,21 @@ def _train(
     mesh: jax.sharding.Mesh,
 ) -> int:
     with contextlib.ExitStack() as stack:
-        # --- What to train. ---
-        task = load_task(config)
+        # --- What to train, and from where. ---
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                workdir,
+                keep_last=config.checkpoints.keep_last,
+                keep_best=config.checkpoints.keep_best,
+            )
+        )
+        resumed_at = checkpoints.latest()
+        previous = None if resumed_at is None else checkpoints.record(resumed_at)
+        origin = None
+        if config.init_from and previous is None:
+            origin = load(config.init_from, mesh=mesh)
+        task = load_task(config, _start(previous, origin))
+        config = task.config
         _check_settings(config, task.phases, mesh)
         optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
         abstract = abstract_state(task.initialise, optimizer, mesh)
@@ -81,24 +106,19 @@ def _train(
         )
 
         # --- Restore, or initialise. ---
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir,
-                keep_last=config.checkpoints.keep_last,
-                keep_best=config.checkpoints.keep_best,
-            )
-        )
-        resumed_at = checkpoints.latest()
-        if resumed_at is None:
+        notes: list[str] = []
+        if resumed_at is None or previous is None:
             key = jax.random.fold_in(jax.random.key(config.seed), 0)
             state = initial_state(task.initialise, optimizer, abstract, key)
-            if config.init_from:
-                state = state.replace(params=_load_params(config.init_from, abstract.params, task))
+            if origin is not None:
+                params, notes = transplant(state.params, origin.params, config.init_from)
+                state = state.replace(params=params)
         else:
-            previous = checkpoints.record(resumed_at)
-            _check_resumable(previous, record, config.total_steps, workdir)
-            record = record._replace(notes=[*previous.notes, *_changes(previous, record)])
+            check_resumable(previous, record, config.total_steps, workdir)
+            changed = changes(previous, record)
+            record = record._replace(notes=[*previous.notes, *changed])
             state = checkpoints.restore(resumed_at, abstract)
+            notes = ["; ".join([f"going on from step {resumed_at:,}", *changed])]
         step = saved = resumed_at or 0
 
         # --- Print the plan. ---
@@ -109,8 +129,8 @@ def _train(
         progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first))
         phases = [f"{phase.batch_size:,} × {phase.description}" for phase in task.phases]
         progress.note(describe_run(config.task, config.total_steps, phases, mesh, abstract))
-        if resumed_at is not None:
-            progress.note("; ".join([f"going on from step {step:,}", *_changes(previous, record)]))
+        for note in notes:
+            progress.note(note)
 
         # --- Train. Between two steps the state is whole: that is when anything else happens. ---
         dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
@@ -126,22 +146,34 @@ def _train(
             log, progress, meter, _describer(task), config.log_every_steps, checkpoints.committed
         )
         batches = training_batches(task, step)
-        compiled_phase = None
+        patience = EarlyStopping(
+            config.get("early_stopping_evaluations", 0),
+            task.higher_is_better,
+            _past_scores(workdir, task) if resumed_at else (),
+        )
+        compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
         while True:
-            is_last = step == config.total_steps
+            is_last = step == config.total_steps or patience.exhausted
             phase = task.phase_at(step)
             is_best = given_up = False
             if _evaluation_is_due(step, is_last, phase, task, log):
                 monitor.catch_up()
-                validation = validation_batches(task, phase)
-                sums = evaluate(
-                    evaluation_step, state.params, validation, mesh, lambda: preemption.requested
+                result = evaluate(
+                    evaluation_step,
+                    state.params,
+                    validation_batches(task, phase),
+                    task.validation_size(phase),
+                    mesh,
+                    lambda: preemption.requested,
                 )
-                given_up = sums is None
-                if sums is not None:
-                    score = _log_validation(step, sums, task, log, progress)
+                given_up = result is None
+                if result is not None:
+                    score = _log_validation(step, result, task, log, progress)
+                    patience.note(score)
                     number = task.phases.index(phase)
-                    is_best = checkpoints.note_score(step, number, score)
+                    lower = -score if task.higher_is_better else score
+                    is_best = checkpoints.note_score(step, number, lower)
+                    is_last = is_last or patience.exhausted
                 meter.restart()
             stopping = preemption.requested
             save_due = is_last or stopping or _is_due(step, config.checkpoint_every_steps)
@@ -153,15 +185,16 @@ def _train(
             if is_last or stopping:
                 break
             batch = to_global(meter.next(batches), mesh)
-            if phase != compiled_phase:
+            shapes = tuple(batch[name].shape for name in sorted(batch))
+            length = sequence_length(batch)
+            flops = None if length is None else task.flops_per_token(length)
+            if shapes not in compiled:
                 monitor.catch_up()
-                flops = (task.flops_per_token(phase) or 0.0) * phase.positions / mesh.devices.size
-                compiled_step = _compile(train_step, state, batch, phase, flops, progress)
-                compiled_phase = phase
+                compiled[shapes] = _compile(train_step, state, batch, length, flops, progress)
                 meter.restart()
-            state, sums = compiled_step(state, batch)
+            state, sums = compiled[shapes](state, batch)
             step += 1
-            monitor.follow(step, sums, task.flops_per_token(phase))
+            monitor.follow(step, sums, flops)
 
         # --- Tell how it ended. ---
         if given_up or (stopping and not is_last):
@@ -216,50 +249,16 @@ def _check_settings(
             )
 
 
-def _load_params(source: str, abstract: Any, task: Task) -> Any:
-    """The parameters of another run's latest checkpoint."""
-    with Checkpoints(source, read_only=True) as checkpoints:
-        step = checkpoints.choose("latest")
-        theirs = checkpoints.record(step).identity.get("vocabulary")
-        if theirs != task.identity().get("vocabulary"):
-            raise UserError(
-                f"init_from={source!r} was trained with another vocabulary; prepare the corpus "
-                "with that run's vocabulary (prepare --vocabulary)"
-            )
-        return checkpoints.restore_params(step, abstract)
+def _start(previous: RunRecord | None, origin: Pretrained | None) -> Start:
+    """What the task begins with: its own last checkpoint before anything else."""
+    if previous is not None:
+        return Start(previous.assets, previous.identity)
+    return Start() if origin is None else Start(origin.assets)
 
 
-def _check_resumable(
-    previous: RunRecord, current: RunRecord, total_steps: int, workdir: Path
-) -> None:
-    for key in previous.identity.keys() | current.identity.keys():
-        if previous.identity.get(key) != current.identity.get(key):
-            raise UserError(
-                f"{workdir} was trained with other {key}: {previous.identity.get(key)} there, "
-                f"{current.identity.get(key)} now; give the same data, or another --workdir"
-            )
-    if previous.step > total_steps:
-        raise UserError(
-            f"{workdir} is at step {previous.step:,}, past total_steps={total_steps:,}; "
-            "raise total_steps, or give another --workdir"
-        )
-
-
-def _changes(previous: RunRecord, current: RunRecord) -> list[str]:
-    """One sentence, if anything that decides a run's numbers changed at a resume."""
-    changes = describe_changes(previous.environment, current.environment)
-    changes += describe_changes(_flatten(previous.config), _flatten(current.config))
-    return [f"changed at step {previous.step:,}: {', '.join(changes)}"] if changes else []
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
-    return flat
+def _past_scores(workdir: Path, task: Task) -> list[float]:
+    name = f"validation/{task.selection}"
+    return [record[name] for record in read_metrics(workdir / METRICS) if name in record]
 
 
 def _peak_flops(mesh: jax.sharding.Mesh) -> float | None:
@@ -276,11 +275,11 @@ def _describer(task: Task) -> Callable[[int, Sums], dict[str, float]]:
 
 
 def _log_validation(
-    step: int, sums: dict[str, Ratio], task: Task, log: MetricsLog, progress: Progress
+    step: int, result: Evaluation, task: Task, log: MetricsLog, progress: Progress
 ) -> float:
     """Logs an evaluation; returns the score that decides which checkpoint is best."""
-    sums.pop(TOKENS, None)
-    values = task.metrics(sums)
+    result.sums.pop(TOKENS, None)
+    values = task.metrics(result.sums) | task.scores(result.outputs)
     log.write(step, {f"validation/{name}": value for name, value in values.items()})
     shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     progress.note(f"step {step:,}: validation {shown}")
@@ -290,17 +289,20 @@ def _log_validation(
 def _compile(
     train_step: Any,
     state: TrainState,
-    batch: Any,
-    phase: Phase,
-    flops_per_device: float,
+    batch: dict[str, jax.Array],
+    length: int | None,
+    flops_per_token: float | None,
     progress: Progress,
 ) -> jax.stages.Compiled:
-    """Compiles the step for a phase's shapes and says what it costs."""
+    """Compiles the step for a batch's shapes and says what it costs."""
     started = time.perf_counter()
     compiled = train_step.lower(state, batch).compile()
     seconds = time.perf_counter() - started
-    cost = describe_step(compiled, seconds, flops_per_device)
-    progress.note(f"{phase.batch_size:,} × {phase.description}: {cost}")
+    examples = len(next(iter(batch.values())))
+    positions = batch["token_ids"].size if length else 0
+    flops = (flops_per_token or 0.0) * positions / jax.device_count()
+    name = "examples" if length is None else f"length {length}"
+    progress.note(f"{examples:,} × {name}: {describe_step(compiled, seconds, flops)}")
     return compiled
 
 

@@ -53,7 +53,8 @@ class CircleClassifier(Task):
     def validation_size(self, phase):
         return VALIDATION_EXAMPLES
 
-    def validation_batch(self, phase, first, rows):
-        batch = self._batch(0, first + rows)
-        batch["weights"] = (np.arange(first + rows) < VALIDATION_EXAMPLES).astype(np.float32)
+    def validation_batch(self, phase, number, size, rows):
+        first, end = number * size + rows.start, number * size + rows.stop
+        batch = self._batch(0, end)
+        batch["weights"] = (np.arange(end) < VALIDATION_EXAMPLES).astype(np.float32)
         return {name: array[first:] for name, array in batch.items()}

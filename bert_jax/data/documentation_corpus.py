@@ -1,11 +1,13 @@
 """The built-in corpus: prepared when it is first asked for, and cached for the user."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import filelock
@@ -17,12 +19,23 @@ from bert_jax.errors import UserError
 
 # Enough text for a steady validation loss: the corpus is small.
 _VALIDATION_SHARE = 0.03
+_PREFIX = "docs-"
 
 
 def corpus_cache_directory() -> Path:
     """Where built-in corpora are kept: ``bert_jax`` in $XDG_CACHE_HOME, or in ``~/.cache``."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "bert_jax"
+
+
+def cached_docs_corpus(fingerprints: Collection[str]) -> Path | None:
+    """The directory of a built-in corpus that is in the cache already, by its fingerprint."""
+    for directory in sorted(corpus_cache_directory().glob(f"{_PREFIX}*/")):
+        # One of an older version, or damaged, is of no use.
+        with contextlib.suppress(UserError):
+            if open_corpus(directory).fingerprint in fingerprints:
+                return directory
+    return None
 
 
 def ensure_docs_corpus(
@@ -49,7 +62,7 @@ def ensure_docs_corpus(
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in documented_packages()]
     digest = hashlib.sha256("\n".join([key, *versions]).encode()).hexdigest()
     cache = corpus_cache_directory()
-    directory = cache / f"docs-{digest[:16]}"
+    directory = cache / f"{_PREFIX}{digest[:16]}"
     if directory.exists():
         return directory
     command = [

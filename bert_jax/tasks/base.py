@@ -3,6 +3,7 @@
 import abc
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -25,14 +26,27 @@ class Phase(NamedTuple):
       end_step: updates made when it ends.
       batch_size: examples in a global batch.
       description: one or two words for the plan, such as ``length 128``.
-      positions: token positions in a global batch, padding included; 0 where there are no tokens.
     """
 
     first_step: int
     end_step: int
     batch_size: int
     description: str = "examples"
-    positions: int = 0
+
+
+class Start(NamedTuple):
+    """What a task begins with: the checkpoint of its own run, or that of ``init_from``.
+
+    Attributes:
+      assets: what that checkpoint carries, such as the vocabulary; empty for a run from nothing.
+      identity: what the run that goes on must share with its checkpoint; None for a new run.
+    """
+
+    assets: Mapping[str, str] = MappingProxyType({})
+    identity: Mapping[str, Any] | None = None
+
+
+NEW = Start()
 
 
 class Task(abc.ABC):
@@ -42,14 +56,17 @@ class Task(abc.ABC):
     pure function of the config and the numbers passed in. A task keeps no state.
 
     Attributes:
+      config: the config; a task may fill in what it leaves open, such as the number of steps.
       losses: sums that are minimised, with their coefficients.
-      selection: the validation metric that decides which checkpoint is best; lower is better.
+      selection: the validation metric that decides which checkpoint is best.
+      higher_is_better: of that metric.
     """
 
     losses: Mapping[str, float]
     selection: str = "loss"
+    higher_is_better: bool = False
 
-    def __init__(self, config: ml_collections.ConfigDict):
+    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         self.config = config
 
     @property
@@ -82,14 +99,35 @@ class Task(abc.ABC):
         """How many validation examples there are; none means that nothing is evaluated."""
 
     @abc.abstractmethod
-    def validation_batch(self, phase: Phase, first: int, rows: int) -> dict[str, np.ndarray]:
-        """``rows`` validation examples from ``first`` on; those past the end have weight zero."""
+    def validation_batch(
+        self, phase: Phase, number: int, size: int, rows: slice
+    ) -> dict[str, np.ndarray]:
+        """The given rows of a global batch of validation examples.
+
+        Args:
+          phase: the phase whose examples are evaluated.
+          number: of the batch; example i of the split stands in batch ``i // size``.
+          size: examples in a global batch. Those past the end have weight zero.
+          rows: the rows to make.
+        """
+
+    def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What ``scores`` needs of each example, on the first axis; traced by ``jit``."""
+        return {}
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Turns sums into the values that are reported, ``loss`` among them."""
         values = {name: float(ratio.mean) for name, ratio in sums.items()}
         values["loss"] = sum(scale * values[name] for name, scale in self.losses.items())
         return values
+
+    def scores(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the whole split that are no mean over examples.
+
+        Args:
+          outputs: ``outputs`` of all validation examples, in their order, without padding.
+        """
+        return {}
 
     def data_metrics(self, step: int) -> dict[str, float]:
         """What the run has read after ``step`` updates, for the log."""
@@ -103,8 +141,8 @@ class Task(abc.ABC):
         """Texts without which the parameters are of no use, such as the vocabulary."""
         return {}
 
-    def flops_per_token(self, phase: Phase) -> float | None:
-        """FLOPs of an update per real token, where there is a formula."""
+    def flops_per_token(self, length: int) -> float | None:
+        """FLOPs of an update per token of sequences of a length, where there is a formula."""
         return None
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
@@ -149,9 +187,14 @@ def validation_batches(
     rows = process_rows(size)
 
     def make(number: int) -> dict[str, np.ndarray]:
-        return task.validation_batch(phase, number * size + rows.start, rows.stop - rows.start)
+        return task.validation_batch(phase, number, size, rows)
 
     return prefetch(make, 0, -(-task.validation_size(phase) // size))
+
+
+def sequence_length(batch: Mapping[str, Any]) -> int | None:
+    """The length that a batch's sequences are padded to; None where it holds no tokens."""
+    return batch["token_ids"].shape[-1] if "token_ids" in batch else None
 
 
 # Tasks by the names that configs use.
@@ -160,8 +203,12 @@ REGISTRY: Mapping[str, str] = {
 }
 
 
-def load_task(config: ml_collections.ConfigDict) -> Task:
+def load_task(config: ml_collections.ConfigDict, start: Start = NEW) -> Task:
     """Makes the task that ``config.task`` names: a registered name, or ``module:Class``.
+
+    Args:
+      config: the recipe; the task's own ``config`` may differ from it.
+      start: the checkpoint that the task begins with, if there is one.
 
     Raises:
       UserError: there is no such task.
@@ -179,4 +226,4 @@ def load_task(config: ml_collections.ConfigDict) -> Task:
             f"config.task={config.task!r} is no task; use one of {', '.join(REGISTRY)}, or "
             "'module:Class' for your own"
         )
-    return task(config)
+    return task(config, start)

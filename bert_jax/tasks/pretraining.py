@@ -14,17 +14,18 @@ import ml_collections
 import numpy as np
 
 from bert_jax.data.corpus import Corpus, open_corpus
-from bert_jax.data.documentation_corpus import ensure_docs_corpus
+from bert_jax.data.documentation_corpus import cached_docs_corpus, ensure_docs_corpus
 from bert_jax.data.examples import ExampleStream, pad_batch
 from bert_jax.data.masking import MaskingOptions, Unit
 from bert_jax.data.mixture import Part, parse_mixture
 from bert_jax.data.pairs import Objective, PairOptions
+from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ASSET, Head, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
-from bert_jax.tasks.base import Batch, Phase, Task
+from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
 from bert_jax.tasks.fill_mask import sample_predictions
 from bert_jax.training.metrics import Ratio, Sums
 from bert_jax.training.report import SamplePrediction
@@ -51,8 +52,8 @@ class Pretraining(Task):
 
     selection = "mlm_loss"
 
-    def __init__(self, config: ml_collections.ConfigDict):
-        super().__init__(config)
+    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
+        super().__init__(config, start)
         self._objective = _choice(Objective, config.data.objective, "data.objective")
         self._unit = _choice(Unit, config.data.masking.unit, "data.masking.unit")
         self.losses = {"mlm_loss": 1.0}
@@ -63,7 +64,11 @@ class Pretraining(Task):
                 f"second_phase.share={config.second_phase.share} is no share; give 0 to below 1"
             )
         self._parts = parse_mixture(config.corpus)
-        self._corpora = [_open(part, config, max(self._max_lengths)) for part in self._parts]
+        known = start.identity["corpora"] if start.identity else []
+        self._corpora = [
+            _open(part, config, max(self._max_lengths), [fingerprint for fingerprint, _ in known])
+            for part in self._parts
+        ]
         self._names = _short_names(self._parts)
         self.tokenizer = self._corpora[0].tokenizer
         for part, corpus in zip(self._parts, self._corpora, strict=True):
@@ -77,6 +82,7 @@ class Pretraining(Task):
                     f"max_length={longest} is longer than {corpus.max_length}, the length that "
                     f"{part.corpus} was prepared for; prepare it with --max_length {longest}"
                 )
+        _check_vocabulary(self.tokenizer, start)
         self.description = describe_model(config, self.tokenizer.size)
         self.model = self.description.model()
         if max(self._max_lengths) > self.description.config.max_positions:
@@ -117,12 +123,10 @@ class Pretraining(Task):
         second = config.second_phase
         boundary = config.total_steps - round(second.share * config.total_steps)
         first_length, *second_length = self._max_lengths
-        rows = config.batch_size
-        phases = [Phase(0, boundary, rows, f"length {first_length}", rows * first_length)]
+        phases = [Phase(0, boundary, config.batch_size, f"length {first_length}")]
         for length in second_length:
             rows = second.batch_size or config.batch_size
-            end = config.total_steps
-            phases.append(Phase(boundary, end, rows, f"length {length}", rows * length))
+            phases.append(Phase(boundary, config.total_steps, rows, f"length {length}"))
         return tuple(phases)
 
     def initialise(self, key: jax.Array) -> Any:
@@ -212,20 +216,23 @@ class Pretraining(Task):
         """All validation examples, or as many as ``evaluation.examples`` asks for."""
         return sum(self._validation_sizes(phase))
 
-    def validation_batch(self, phase: Phase, first: int, rows: int) -> dict[str, np.ndarray]:
-        """Rows of the validation examples; corpora come one after the other."""
+    def validation_batch(
+        self, phase: Phase, number: int, size: int, rows: slice
+    ) -> dict[str, np.ndarray]:
+        """Rows of a batch of validation examples; corpora come one after the other."""
+        first, end = number * size + rows.start, number * size + rows.stop
         parts = []
         start = 0
         streams = self._validation_streams[self.phases.index(phase)]
-        for stream, size in zip(streams, self._validation_sizes(phase), strict=True):
-            low, high = max(first, start), min(first + rows, start + size)
+        for stream, examples in zip(streams, self._validation_sizes(phase), strict=True):
+            low, high = max(first, start), min(end, start + examples)
             if low < high:
                 parts.append(stream.batch(low - start, high - low))
-            start += size
+            start += examples
         if not parts:  # this process's rows all lie past the end; take the shapes of any row
             parts.append({name: array[:0] for name, array in streams[0].batch(0, 1).items()})
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return pad_batch(batch, rows)
+        return pad_batch(batch, end - first)
 
     def data_metrics(self, step: int) -> dict[str, float]:
         """Epochs of each phase's data, and the rows read of each corpus of a mixture."""
@@ -263,9 +270,8 @@ class Pretraining(Task):
             ASSET: self.description.to_json(),
         }
 
-    def flops_per_token(self, phase: Phase) -> float:
+    def flops_per_token(self, length: int) -> float:
         """Forward and backward, with only the masked positions decoded."""
-        length = self._max_lengths[self.phases.index(phase)]
         share = self.config.data.masking.share
         return train_flops_per_token(self.description.config, length, share)
 
@@ -290,7 +296,7 @@ class Pretraining(Task):
         """Masked validation rows with what the model would fill in."""
         if not self.validation_size(self.phases[-1]):
             return ()
-        batch = self.validation_batch(self.phases[-1], 0, 8)
+        batch = self.validation_batch(self.phases[-1], 0, 8, slice(0, 8))
         return sample_predictions(self.model, params, self.tokenizer, batch)
 
 
@@ -303,10 +309,24 @@ def _classification(
     }
 
 
-def _open(part: Part, config: ml_collections.ConfigDict, max_length: int) -> Corpus:
+def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:
+    """A new run can start only from parameters of the same vocabulary."""
+    if start.identity is not None or "tokenizer.json" not in start.assets:
+        return
+    if WordPieceTokenizer.from_json(start.assets["tokenizer.json"]).hash != tokenizer.hash:
+        raise UserError(
+            "init_from was trained with another vocabulary than the corpus was prepared with; "
+            "prepare the corpus with that model's vocabulary (prepare --vocabulary)"
+        )
+
+
+def _open(
+    part: Part, config: ml_collections.ConfigDict, max_length: int, known: Sequence[str]
+) -> Corpus:
     if part.corpus != "docs":
         return open_corpus(part.corpus)
-    directory = ensure_docs_corpus(
+    # A run keeps its corpus when a package's new version would make another one.
+    directory = cached_docs_corpus(known) or ensure_docs_corpus(
         vocabulary_size=config.docs.vocabulary_size,
         max_length=max_length,
         lowercase=config.docs.lowercase,

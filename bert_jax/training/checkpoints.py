@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
@@ -23,6 +24,8 @@ from bert_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
 SCORES = "scores.json"  # beside them: a checkpoint may be scored long after it was saved
+# Parameters, and the moments of an optimizer, with a row for each token and rows of padding.
+_VOCABULARY_TABLES = ("embeddings/word", "mlm_head/bias")
 
 
 class RunRecord(NamedTuple):
@@ -214,12 +217,24 @@ class Checkpoints:
         return self._restore("params", step, abstract)
 
     def _restore(self, item: str, step: int, abstract: Any) -> Any:
-        saved = self._manager.item_metadata(step)[item].tree
-        _compare(self._directory / str(step), saved, abstract)
+        path = self._directory / str(step)
+        saved = _shapes(self._manager.item_metadata(step)[item].tree)
+        _compare(path, saved, _shapes(abstract))
+
+        def as_saved(key: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            shape, sharding = saved[parameter_name(key)], leaf.sharding
+            if shape != leaf.shape and isinstance(sharding, NamedSharding):
+                # Other padding may not divide over the mesh, so the table is read whole.
+                sharding = NamedSharding(sharding.mesh, PartitionSpec())
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+        there = jax.tree_util.tree_map_with_path(as_saved, abstract)
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(there)})
         )
-        return restored[item]
+        return jax.tree.map(
+            lambda leaf, wanted: _repad(path, leaf, wanted), restored[item], abstract
+        )
 
     def close(self) -> None:
         """Waits for the save under way, then deletes what is not to be kept."""
@@ -245,17 +260,36 @@ class Checkpoints:
             ) from error
 
 
-def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
+def _compare(
+    path: epath.Path,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+) -> None:
     """Names the first leaf that differs, which Orbax would not."""
-    found = _shapes(saved)
-    expected = _shapes(wanted)
     for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise UserError(
-                f"{path} is not a checkpoint of this model: {name} is "
-                f"{_describe(found.get(name))} there and {_describe(expected.get(name))} here; "
-                "use the config that it was made with"
-            )
+        there, here = found.get(name), expected.get(name)
+        if there == here:
+            continue
+        if name.endswith(_VOCABULARY_TABLES) and there and here and there[1:] == here[1:]:
+            continue
+        raise UserError(
+            f"{path} is not a checkpoint of this model: {name} is {_describe(there)} there and "
+            f"{_describe(here)} here; use the config that it was made with"
+        )
+
+
+def _repad(path: epath.Path, table: jax.Array, wanted: Any) -> jax.Array:
+    """Gives a vocabulary table as many rows of padding as the model has here."""
+    if table.shape == wanted.shape:
+        return table
+    real = min(len(table), wanted.shape[0])
+    if jnp.any(table[real:] != 0):
+        raise UserError(
+            f"{path} is not a checkpoint of this model: its vocabulary has more than {real} "
+            "tokens; use the vocabulary that it was made with"
+        )
+    padding = [(0, wanted.shape[0] - real)] + [(0, 0)] * (table.ndim - 1)
+    return jax.device_put(jnp.pad(table[:real], padding), wanted.sharding)
 
 
 def _shapes(tree: Any) -> Mapping[str, tuple[int, ...]]:

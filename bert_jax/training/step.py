@@ -20,6 +20,8 @@ class SumsOfLosses(Protocol):
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums: ...
 
+    def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]: ...
+
 
 def make_train_step(
     task: SumsOfLosses,
@@ -111,6 +113,9 @@ def _accumulate(
     return carry
 
 
-def make_evaluation_step(task: SumsOfLosses) -> Callable[[Any, Batch], Sums]:
-    """Makes the function ``(params, batch) -> sums``, without dropout."""
-    return lambda params, batch: task.sums(params, batch, None)
+def make_evaluation_step(
+    task: SumsOfLosses,
+) -> Callable[[Any, Batch], tuple[Sums, dict[str, jax.Array]]]:
+    """Makes the function ``(params, batch) -> (sums, outputs)``, without dropout."""
+    # The forward pass that both contain is compiled as one.
+    return lambda params, batch: (task.sums(params, batch, None), task.outputs(params, batch))

@@ -34,7 +34,9 @@ def params(make_task):
 def score(task, params):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
     step = jax.jit(make_evaluation_step(task))
-    return evaluate(step, params, validation_batches(task, task.phases[-1]), mesh)
+    phase = task.phases[-1]
+    batches, size = validation_batches(task, phase), task.validation_size(phase)
+    return evaluate(step, params, batches, size, mesh).sums
 
 
 def test_scores_do_not_depend_on_the_batch_size(make_task, params):
@@ -51,7 +53,7 @@ def test_the_unigram_baseline_is_that_of_the_training_split(make_task, params, c
     task = make_task()
     counts = open_corpus(corpus_directory).unigram_counts + 1
     log_probabilities = np.log(counts / counts.sum())
-    batch = task.validation_batch(task.phases[0], 0, 16)
+    batch = task.validation_batch(task.phases[0], 0, 16, slice(0, 16))
     used = batch["masked_weights"] > 0
     expected = -log_probabilities[batch["masked_labels"][used]].mean()
     sums = task.sums(params, batch, None)

@@ -68,3 +68,30 @@ def test_what_is_missing_or_different_is_named(tmp_path):
             checkpoints.restore(7, make_state(width=4))
         with pytest.raises(UserError, match="has no checkpoint '8'; it has the steps 7"):
             checkpoints.choose("8")
+
+
+def make_tables(rows):
+    """A model of seven tokens whose tables have so many rows, and the moments of its optimizer."""
+    real = jnp.arange(1.0, 15.0).reshape(7, 2)
+    word = jnp.pad(real, ((0, rows - 7), (0, 0)))
+    params = {"encoder": {"embeddings": {"word": word}}, "mlm_head": {"bias": word[:, 0]}}
+    return TrainState(jnp.asarray(1), params, {"mu": jax.tree.map(jnp.square, params)})
+
+
+@pytest.mark.parametrize("rows", [7, 8, 12])
+def test_another_padding_of_the_vocabulary_is_loaded(tmp_path, rows):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_tables(8), make_record(1))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(1, make_tables(rows))
+    expected = make_tables(rows)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, restored, expected))
+
+
+def test_a_vocabulary_of_fewer_tokens_is_no_other_padding(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_tables(8), make_record(1))
+    with Checkpoints(tmp_path) as checkpoints:
+        smaller = jax.tree.map(lambda leaf: leaf[:6] if leaf.ndim else leaf, make_tables(8))
+        with pytest.raises(UserError, match="more than 6 tokens"):
+            checkpoints.restore(1, smaller)

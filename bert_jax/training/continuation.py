@@ -1,0 +1,46 @@
+"""Whether a run may go on from a checkpoint, and what has changed since."""
+
+from pathlib import Path
+from typing import Any
+
+from bert_jax.errors import UserError
+from bert_jax.training.checkpoints import RunRecord
+from bert_jax.training.environment import describe_changes
+
+
+def check_resumable(
+    previous: RunRecord, current: RunRecord, total_steps: int, workdir: Path
+) -> None:
+    """Compares a checkpoint's record with that of the run that would go on from it.
+
+    Raises:
+      UserError: the data or the vocabulary are others, or the checkpoint is past the run's end.
+    """
+    for key in previous.identity.keys() | current.identity.keys():
+        if previous.identity.get(key) != current.identity.get(key):
+            raise UserError(
+                f"{workdir} was trained with other {key}: {previous.identity.get(key)} there, "
+                f"{current.identity.get(key)} now; give the same data, or another --workdir"
+            )
+    if previous.step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {previous.step:,}, past total_steps={total_steps:,}; "
+            "raise total_steps, or give another --workdir"
+        )
+
+
+def changes(previous: RunRecord, current: RunRecord) -> list[str]:
+    """One sentence, if anything that decides a run's numbers changed at a resume."""
+    found = describe_changes(previous.environment, current.environment)
+    found += describe_changes(_flatten(previous.config), _flatten(current.config))
+    return [f"changed at step {previous.step:,}: {', '.join(found)}"] if found else []
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat

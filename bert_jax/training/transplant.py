@@ -1,0 +1,70 @@
+"""Starts a model from the parameters of another."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bert_jax.errors import UserError
+from bert_jax.training.sharding import parameter_name
+
+# What may be missing in an encoder that was not adapted.
+_ADAPTATION = ("lora_a", "lora_b", "adapter")
+
+
+def transplant(fresh: Any, source: Any, origin: str) -> tuple[Any, list[str]]:
+    """Takes over every parameter that both trees have.
+
+    Heads may be missing or of another shape, since a new task brings its own; the encoder may not.
+
+    Args:
+      fresh: freshly initialised parameters, where they will live.
+      source: the parameters to take.
+      origin: where those came from, for messages.
+
+    Returns:
+      The new parameters, laid out like ``fresh``; and a sentence each about the parameters that
+      keep their random values, and about those of ``source`` that found no use.
+
+    Raises:
+      UserError: the encoders differ.
+    """
+    theirs = _by_name(source)
+    kept: list[str] = []
+    used: set[str] = set()
+
+    def take(path: tuple[Any, ...], mine: jax.Array) -> jax.Array:
+        name = parameter_name(path)
+        found = theirs.get(name)
+        if found is not None and found.shape == mine.shape:
+            used.add(name)
+            return jax.device_put(found, mine.sharding)
+        if name.startswith("encoder/") and not any(part in name for part in _ADAPTATION):
+            shape = "absent" if found is None else "×".join(map(str, found.shape))
+            raise UserError(
+                f"init_from={origin!r} has another architecture: {name} is {shape} there and "
+                f"{'×'.join(map(str, mine.shape))} here; give the model's size as it is there"
+            )
+        kept.append(name)
+        return mine
+
+    params = jax.tree_util.tree_map_with_path(take, fresh)
+    notes = []
+    if kept:
+        notes.append(f"not in {origin}, so initialised: {', '.join(_heads(kept))}")
+    if unused := theirs.keys() - used - set(kept):
+        notes.append(f"in {origin} and not used: {', '.join(_heads(sorted(unused)))}")
+    return params, notes
+
+
+def _by_name(tree: Any) -> Mapping[str, jax.Array]:
+    return {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _heads(names: list[str]) -> list[str]:
+    """Whole heads by their first name, so that a line stays a line."""
+    return list(
+        dict.fromkeys(
+            name if name.startswith("encoder/") else name.partition("/")[0] for name in names
+        )
+    )
