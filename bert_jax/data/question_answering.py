@@ -90,8 +90,8 @@ def read_tfds_questions(name: str, split: str, data_dir: str | None = None) -> l
 def _squad_questions(squad: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Question]]:
     if not isinstance(squad.get("data"), list):
         raise UserError(
-            f"{path} is not in SQuAD's format: it has no list 'data'; give questions that stand one "
-            "a line in a file ending in .jsonl"
+            f"{path} is not in SQuAD's format: it has no list 'data'; questions that stand one a "
+            "line need a name ending in .jsonl"
         )
     for a, article in enumerate(squad["data"]):
         where = f"{path}, data[{a}]"

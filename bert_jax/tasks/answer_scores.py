@@ -73,10 +73,10 @@ def score_v2(
       threshold: where that is more than this, the prediction counts as empty.
 
     Returns:
-      ``exact``, ``f1`` (percent) and ``total``; the same with ``HasAns_`` and ``NoAns_`` before them
-      for the questions with and without an answer, where there are any; and with
-      ``no_answer_scores`` the best scores that a threshold can give to ``predictions``, and these
-      thresholds: ``best_exact``, ``best_exact_thresh``, ``best_f1``, ``best_f1_thresh``.
+      ``exact``, ``f1`` (percent) and ``total``; the same with ``HasAns_`` and ``NoAns_`` in front
+      for the questions with and without an answer, where there are any. With ``no_answer_scores``
+      also the best scores that a threshold can give to ``predictions``, and these thresholds:
+      ``best_exact``, ``best_exact_thresh``, ``best_f1``, ``best_f1_thresh``.
 
     Raises:
       UserError: a question was not answered.

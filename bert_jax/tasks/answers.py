@@ -67,8 +67,9 @@ class Prediction(NamedTuple):
       text: the answer; empty if there is none.
       span_text: the best answer that is a span, whatever the threshold; empty where the context has
         no tokens.
-      no_answer_score: by how much "no answer" beats the best span, which SQuAD 2.0's script takes as
-        the probability of no answer; 0 where every question has an answer.
+      no_answer_score: by how much "no answer" beats the best span: what SQuAD 2.0's script may be
+        given as the probability of no answer. 0 where every question has an answer, infinite where
+        there is no span.
       candidates: possible answers, different texts, the best first.
     """
 
@@ -152,7 +153,7 @@ def _best_spans(
 def _distinct_texts(
     context: str, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, count: int
 ) -> list[Answer]:
-    """The best spans that differ in their texts, the best first; probabilities are not yet known."""
+    """The best spans of different texts, the best first; probabilities are not yet known."""
     found: dict[str, Answer] = {}
     for number in np.lexsort([ends, starts, -scores]):
         start = int(starts[number])
