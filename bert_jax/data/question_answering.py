@@ -331,10 +331,11 @@ def _answer_tokens(
     """
     first = np.full(len(questions), -1)
     last = np.full(len(questions), -1)
+    answerable = [question for question in questions if not question.is_impossible]
     answered = np.flatnonzero([not question.is_impossible for question in questions])
     context = context_of[answered]
-    starts = np.array([questions[q].answer_starts[0] for q in answered], np.int64)
-    ends = starts + np.array([len(questions[q].answers[0]) for q in answered], np.int64)
+    starts = np.array([question.answer_starts[0] for question in answerable], np.int64)
+    ends = starts + np.array([len(question.answers[0]) for question in answerable], np.int64)
     # Characters are counted over all contexts, where they rise, so that one search serves all.
     before = offsets_of(np.array([len(text) for text in contexts], np.int64))
     before_token = np.repeat(before[:-1], np.diff(texts.offsets))

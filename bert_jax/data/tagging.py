@@ -219,8 +219,8 @@ def _tag_name(tag: Any, names: Sequence[str], where: str) -> str:
 def _check_tag(tag: Any, where: str) -> None:
     if not isinstance(tag, str) or not _ENTITY_TAG.fullmatch(tag):
         raise UserError(
-            f"{where} has {tag!r}, which is no entity tag: those are O, and B-, I-, E- or S- before "
-            "the entity's type; choose the column of the tags, or correct it"
+            f"{where} has {tag!r}, which is no entity tag (O, or B-, I-, E- or S- before "
+            "the entity's type); choose the column of the tags, or correct it"
         )
 
 
@@ -275,8 +275,8 @@ class TagWindows:
           max_length: L, no less than the longest of these rows.
 
         Returns:
-          int32 ``token_ids``, ``segment_ids`` [B, L], ``lengths`` [B], ``labels`` [B, L] and float32
-          ``label_weights`` [B, L]: 1 at the first token of each word that counts, else 0.
+          int32 ``token_ids``, ``segment_ids`` [B, L], ``lengths`` [B], ``labels`` [B, L], and
+          float32 ``label_weights`` [B, L]: 1 at the first token of each word that counts, else 0.
         """
         sequences = self.windows.sequences[numbers]
         framed = frame_singles(

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from seqeval.metrics import classification_report
-
-_AVERAGE = "micro avg"
+from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 
 class EntityScores(NamedTuple):
@@ -40,20 +38,14 @@ def score_entities(
     Returns:
       The scores over all entities (micro average), and by type.
     """
-    report = classification_report(
-        [list(tags) for tags in expected],
-        [list(tags) for tags in predicted],
-        output_dict=True,
-        zero_division=0,
-    )
-    scores = {
-        name: EntityScores(
-            float(row["precision"]),
-            float(row["recall"]),
-            float(row["f1-score"]),
-            int(row["support"]),
-        )
-        for name, row in report.items()
-        if name == _AVERAGE or not name.endswith(" avg")
-    }
-    return scores.pop(_AVERAGE), scores
+    true, guessed = [list(tags) for tags in expected], [list(tags) for tags in predicted]
+    overall = precision_recall_fscore_support(true, guessed, average="micro", zero_division=0)
+    of_types = precision_recall_fscore_support(true, guessed, average=None, zero_division=0)
+    # In this order seqeval gives the scores of types, without their names.
+    types = sorted({entity[0] for tags in (true, guessed) for entity in get_entities(tags)})
+    by_type = dict(zip(types, map(_scores, *of_types), strict=True))
+    return _scores(*overall), by_type
+
+
+def _scores(precision: float, recall: float, f1: float, support: int) -> EntityScores:
+    return EntityScores(float(precision), float(recall), float(f1), int(support))
