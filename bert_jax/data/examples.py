@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bert_jax.data.corpus import Split
+from bert_jax.data.framing import SpecialTokens
 from bert_jax.data.masking import MaskingOptions, TokenTable, mask_rows
 from bert_jax.data.mixture import MixturePlan
 from bert_jax.data.order import shuffled_records
@@ -19,7 +20,6 @@ from bert_jax.data.pairs import (
     Objective,
     PairOptions,
     Rows,
-    SpecialTokens,
     WindowIndex,
     build_rows,
 )

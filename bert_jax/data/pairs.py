@@ -23,6 +23,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from bert_jax.data.chunks import ChunkBatch
+from bert_jax.data.framing import (
+    FRAME_OF_PAIR,
+    FRAME_OF_SINGLE,
+    Framed,
+    SpecialTokens,
+    frame_pairs,
+    frame_singles,
+)
 from bert_jax.data.randomness import below
 from bert_jax.errors import UserError
 
@@ -78,7 +86,8 @@ class PairOptions:
     @property
     def capacity(self) -> int:
         """The most text tokens a row can hold."""
-        return self.max_length - (2 if self.objective is Objective.NONE else 3)
+        is_single = self.objective is Objective.NONE
+        return self.max_length - (FRAME_OF_SINGLE if is_single else FRAME_OF_PAIR)
 
     @property
     def coins_per_row(self) -> int:
@@ -117,14 +126,6 @@ class Rows(NamedTuple):
     segment_ids_BL: np.ndarray
     lengths_B: np.ndarray
     labels_B: np.ndarray
-
-
-class SpecialTokens(NamedTuple):
-    """Ids of the tokens that frame a row."""
-
-    pad: int
-    cls: int
-    sep: int
 
 
 class WindowIndex:
@@ -306,9 +307,16 @@ def build_rows(
             second_length[random_rows],
         )
         tokens = np.concatenate([chunks.token_ids, partner_chunks.token_ids])
-    return _frame_pairs(
-        tokens, first_start, first_length, second_start, second_length, is_one, options, special
+    framed = frame_pairs(
+        tokens,
+        first_start,
+        first_length,
+        second_start,
+        second_length,
+        options.max_length,
+        special,
     )
+    return _labelled(framed, is_one)
 
 
 def _target_lengths(uniforms: np.ndarray, options: PairOptions) -> np.ndarray:
@@ -369,38 +377,6 @@ def _random_starts(
     return np.where(inside, anywhere, sentence) + front
 
 
-def _frame_pairs(
-    tokens: np.ndarray,
-    first_start: np.ndarray,
-    first_length: np.ndarray,
-    second_start: np.ndarray,
-    second_length: np.ndarray,
-    labels: np.ndarray,
-    options: PairOptions,
-    special: SpecialTokens,
-) -> Rows:
-    """Lays ``[CLS] A [SEP] B [SEP]`` out in rows of fixed length."""
-    column = np.arange(options.max_length)
-    first_end = (1 + first_length)[:, None]  # the column of the [SEP] after A
-    second_end = first_end + (1 + second_length)[:, None]  # and of the one after B
-    in_second_BL = column > first_end
-    source_BL = np.where(
-        in_second_BL,
-        column - first_end - 1 + second_start[:, None],
-        column - 1 + first_start[:, None],
-    )
-    token_ids_BL = tokens.take(source_BL, mode="clip")
-    token_ids_BL[:, 0] = special.cls
-    token_ids_BL[(column == first_end) | (column == second_end)] = special.sep
-    token_ids_BL[column > second_end] = special.pad
-    return Rows(
-        token_ids_BL=token_ids_BL,
-        segment_ids_BL=(in_second_BL & (column <= second_end)).astype(np.int32),
-        lengths_B=(second_end[:, 0] + 1).astype(np.int32),
-        labels_B=labels.astype(np.int32),
-    )
-
-
 def _build_single_segments(
     chunks: ChunkBatch, where: np.ndarray, options: PairOptions, special: SpecialTokens
 ) -> Rows:
@@ -409,15 +385,9 @@ def _build_single_segments(
     full = np.full(rows, options.capacity)
     start = _choose_windows(chunks, where, full, np.zeros(rows)).start
     length = np.minimum(chunks.token_offsets[1:] - start, options.capacity)
-    column = np.arange(options.max_length)
-    end = (1 + length)[:, None]
-    token_ids_BL = chunks.token_ids.take(start[:, None] + column - 1, mode="clip")
-    token_ids_BL[:, 0] = special.cls
-    token_ids_BL[column == end] = special.sep
-    token_ids_BL[column > end] = special.pad
-    return Rows(
-        token_ids_BL=token_ids_BL,
-        segment_ids_BL=np.zeros_like(token_ids_BL),
-        lengths_B=(length + 2).astype(np.int32),
-        labels_B=np.zeros(rows, np.int32),
-    )
+    framed = frame_singles(chunks.token_ids, start, length, options.max_length, special)
+    return _labelled(framed, np.zeros(rows, np.int32))
+
+
+def _labelled(framed: Framed, labels: np.ndarray) -> Rows:
+    return Rows(*framed, labels_B=labels.astype(np.int32))

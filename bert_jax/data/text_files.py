@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import zstandard
 
@@ -25,6 +25,7 @@ DocumentUnit = Literal["file", "blank_line"]
 _TEXT_SUFFIXES = (".txt", ".text", ".md")
 _JSON_SUFFIXES = (".jsonl", ".json")
 _COMPRESSIONS = (".gz", ".xz", ".zst")
+_READ_AT_ONCE = 1 << 20
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 _BYTE_ORDER_MARK = "\ufeff"
 _DECOMPRESSION_ERRORS = (
@@ -76,7 +77,7 @@ class TextFiles:
         """
         for path in self.paths:
             blocks = self._blocks(path, tally)
-            if _uncompressed_suffix(path) in _JSON_SUFFIXES:
+            if uncompressed_suffix(path) in _JSON_SUFFIXES:
                 yield from self._json_documents(path, blocks, tally)
             elif self.unit == "blank_line":
                 yield from _documents_between_blank_lines(self._texts(path, blocks, tally))
@@ -174,7 +175,7 @@ def find_files(pattern: str) -> tuple[Path, ...]:
         found = [
             file
             for file in path.rglob("*")
-            if file.is_file() and _uncompressed_suffix(file) in _TEXT_SUFFIXES + _JSON_SUFFIXES
+            if file.is_file() and uncompressed_suffix(file) in _TEXT_SUFFIXES + _JSON_SUFFIXES
         ]
         if not found:
             raise UserError(
@@ -192,7 +193,63 @@ def find_files(pattern: str) -> tuple[Path, ...]:
     return tuple(sorted(found, key=os.fspath))
 
 
-def _uncompressed_suffix(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a whole file, decompressed where its name ends in .gz, .xz or .zst.
+
+    Line ends are kept as they are; a byte order mark is not.
+
+    Raises:
+      UserError: the file cannot be opened, is a broken archive or no UTF-8.
+    """
+    try:
+        with path.open("rb") as raw, _decompressed(raw, path.suffix) as stream:
+            content = b"".join(iter(lambda: stream.read(_READ_AT_ONCE), b""))
+        return content.decode("utf-8").removeprefix(_BYTE_ORDER_MARK)
+    except _DECOMPRESSION_ERRORS as error:
+        raise UserError(f"{path} is a broken {path.suffix} file ({error}); repair it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}; "
+            "convert it first"
+        ) from None
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with a name for messages: ``FILE, line 3``.
+
+    Blank lines are passed over.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not one JSON object.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line and not line.isspace():
+            where = f"{path}, line {number}"
+            yield where, parse_object(line, where)
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Parses a JSON object; ``where`` names it in messages.
+
+    Raises:
+      UserError: it is none, or it has half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}); repair it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is JSON, but no object; write {{...}}")
+    # Only an escape can write such a half, since the file is UTF-8.
+    if "\\u" in text and not _is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise UserError(f"{where} has half of a surrogate pair, which is no character; repair it")
+    return value
+
+
+def uncompressed_suffix(path: Path) -> str:
+    """The suffix that tells a file's format: ``.jsonl`` of ``a.jsonl.xz``."""
     return Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
 
 

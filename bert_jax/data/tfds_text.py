@@ -46,7 +46,7 @@ class TfdsText:
             the text.
         """
         data_set = self.name.removeprefix(PREFIX)
-        builder = _prepared(data_set, self.data_dir)
+        builder = prepared_builder(data_set, self.data_dir)
         field = _text_feature(builder, self.text_field)
         try:
             source = builder.as_data_source(
@@ -54,7 +54,7 @@ class TfdsText:
             )
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"{data_set} has no split {self.split!r} ({_first_line(error)}); choose one of "
+                f"{data_set} has no split {self.split!r} ({first_line(error)}); choose one of "
                 f"{', '.join(builder.info.splits)} with --tfds_split"
             ) from None
         for start in range(0, len(source), _READ_AT_ONCE):
@@ -67,7 +67,12 @@ class TfdsText:
                 yield from whole_document(text.decode("utf-8", errors="replace"))
 
 
-def _prepared(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def prepared_builder(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Opens a TFDS data set (``NAME``, ``NAME/CONFIG``), which is fetched and prepared if need be.
+
+    Raises:
+      UserError: TFDS does not know it or cannot fetch it.
+    """
     where = data_dir or tfds.core.constants.DATA_DIR
     for kind in _KINDS:
         importlib.import_module(f"tensorflow_datasets.{kind}")
@@ -76,7 +81,7 @@ def _prepared(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     # A builder's own code runs here; whatever it raises, there is no such data set for us.
     except Exception as error:
         raise UserError(
-            f"TFDS has no data set {data_set!r} that works here ({_first_line(error)}); check the "
+            f"TFDS has no data set {data_set!r} that works here ({first_line(error)}); check the "
             "name in the catalogue at https://www.tensorflow.org/datasets"
         ) from error
     if builder.is_prepared():
@@ -86,7 +91,7 @@ def _prepared(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     # Network, checksum, disk and missing-package failures come as many types, some of TFDS's own.
     except Exception as error:
         raise UserError(
-            f"TFDS cannot fetch and prepare {data_set!r} in {where} ({_first_line(error)}); "
+            f"TFDS cannot fetch and prepare {data_set!r} in {where} ({first_line(error)}); "
             "check the network, or copy it from where it is prepared in the array_record format"
         ) from error
     return builder
@@ -111,5 +116,6 @@ def _text_feature(builder: tfds.core.DatasetBuilder, field: str | None) -> str:
     return chosen
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An exception's type and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -16,7 +16,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -31,6 +31,24 @@ CONTINUATION_PREFIX = "##"
 # Longer words become [UNK], as in transformers' BertTokenizer.
 _MAX_CHARACTERS_PER_WORD = 100
 _MIN_ALPHABET = 1000
+# An encoding with offsets takes far more memory than its arrays.
+_TEXTS_AT_ONCE = 1024
+
+
+class TokenizedTexts(NamedTuple):
+    """The tokens of n texts, one text after the other.
+
+    Attributes:
+      token_ids: int32 [T].
+      character_starts, character_ends: int32 [T]; a token stands for ``text[start:end]``. Within a
+        text neither falls, and the pieces of one character have the same.
+      offsets: int64 [n+1]; text i's tokens are ``token_ids[offsets[i]:offsets[i + 1]]``.
+    """
+
+    token_ids: np.ndarray
+    character_starts: np.ndarray
+    character_ends: np.ndarray
+    offsets: np.ndarray
 
 
 class WordPieceTokenizer:
@@ -233,21 +251,43 @@ class WordPieceTokenizer:
         Returns:
           The ids of all texts, int32 [T], and how many of them each text has, int64 [n].
         """
+        words = itertools.chain.from_iterable(text.split(" ") for text in texts)
+        word_counts = np.fromiter((text.count(" ") + 1 for text in texts), np.int64, len(texts))
+        token_ids, lengths = self.encode_words(words)
+        return token_ids, np.diff(offsets_of(lengths)[offsets_of(word_counts)])
+
+    def encode_words(self, words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of words (or of any texts, of which many are alike), each tokenised by itself.
+
+        Returns:
+          The ids of all words, int32 [T], and how many of them each word has, int64 [n]: none for
+          a word of white space and control characters only.
+        """
         numbers: dict[str, int] = {}
-        occurrences: list[int] = []
-        word_counts: list[int] = []
-        for text in texts:
-            words = text.split(" ")
-            occurrences += [numbers.setdefault(word, len(numbers)) for word in words]
-            word_counts.append(len(words))
+        occurrences = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int64)
         ids = self.encode_batch(list(numbers))
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
-        words_in_order = np.array(occurrences, np.int64)
-        lengths_in_order = lengths[words_in_order]
-        starts = offsets_of(lengths)[words_in_order]
-        text_ends = offsets_of(lengths_in_order)[offsets_of(np.array(word_counts, np.int64))]
-        return flat[positions_of_runs(starts, lengths_in_order)], np.diff(text_ends)
+        starts, lengths_in_order = offsets_of(lengths)[occurrences], lengths[occurrences]
+        return flat[positions_of_runs(starts, lengths_in_order)], lengths_in_order
+
+    def encode_with_characters(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Ids as ``encode_batch`` gives them, with the characters that each token stands for."""
+        ids, characters, lengths = [], [], []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            for encoding in self._plain.encode_batch(
+                list(texts[start : start + _TEXTS_AT_ONCE]), add_special_tokens=False
+            ):
+                ids.append(np.array(encoding.ids, np.int32))
+                characters.append(np.array(encoding.offsets, np.int32).reshape(-1, 2))
+                lengths.append(len(encoding))
+        spans = np.concatenate([np.zeros((0, 2), np.int32), *characters])
+        return TokenizedTexts(
+            token_ids=np.concatenate([np.zeros(0, np.int32), *ids]),
+            character_starts=spans[:, 0],
+            character_ends=spans[:, 1],
+            offsets=offsets_of(np.array(lengths, np.int64)),
+        )
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Ids of a text in which "[MASK]" (and the other special tokens) mean what they say.

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_jax.data.framing import SpecialTokens
 from bert_jax.data.pairs import (
     UNIFORMS_PER_ROW,
     Objective,
     PairOptions,
     Rows,
-    SpecialTokens,
     WindowIndex,
     build_rows,
     truncated_lengths,

@@ -1,0 +1,93 @@
+"""Rows of a TFDS data set (``squad/v2.0``, ``conll2003``), without TensorFlow."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from bert_jax.data.tfds_text import first_line, prepared_builder
+from bert_jax.errors import UserError
+
+_READ_AT_ONCE = 64
+
+
+class TfdsRows:
+    """One split of a TFDS data set.
+
+    Args:
+      name: ``NAME`` or ``NAME/CONFIG``.
+      split: the split, in TFDS's notation.
+      data_dir: where TFDS keeps its data; None is TFDS's own default.
+
+    Raises:
+      UserError: TFDS does not know the data set, cannot fetch it, or it has no such split.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str | None = None):
+        self._name = name
+        builder = prepared_builder(name, data_dir)
+        self._features = builder.info.features
+        try:
+            self._source = builder.as_data_source(
+                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{name} has no split {split!r} ({first_line(error)}); choose one of "
+                f"{', '.join(builder.info.splits)}"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __contains__(self, column: str) -> bool:
+        return self._feature(column) is not None
+
+    def class_names(self, column: str) -> tuple[str, ...]:
+        """The names of a column's classes; none where it holds no classes."""
+        feature = self._feature(column)
+        return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else ()
+
+    def read(self, *columns: str) -> Iterator[list[list[Any]]]:
+        """For each row, each column's values: always a list, of texts or of numbers.
+
+        Args:
+          columns: features; one inside another as ``answers/text``.
+
+        Raises:
+          UserError: there is no such column.
+        """
+        for column in columns:
+            if column not in self:
+                raise UserError(
+                    f"{self._name} has no column {column!r}; its columns are "
+                    f"{', '.join(self._features)}"
+                )
+        for start in range(0, len(self), _READ_AT_ONCE):
+            rows = range(start, min(start + _READ_AT_ONCE, len(self)))
+            for row in self._source.__getitems__(rows):
+                features = tf_example_pb2.Example.FromString(row).features.feature
+                yield [_values(features[column]) for column in columns]
+
+    def _feature(self, column: str) -> Any:
+        feature: Any = self._features
+        for part in column.split("/"):
+            feature = _element(feature)
+            if not isinstance(feature, tfds.features.FeaturesDict) or part not in feature:
+                return None
+            feature = feature[part]
+        return _element(feature)
+
+
+def _element(feature: Any) -> Any:
+    """What a sequence is a sequence of; the feature itself where it is none."""
+    return feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+
+
+def _values(feature: Any) -> list[Any]:
+    kind = feature.WhichOneof("kind")
+    if kind is None:
+        return []
+    values = getattr(feature, kind).value
+    return [value.decode("utf-8") for value in values] if kind == "bytes_list" else list(values)
