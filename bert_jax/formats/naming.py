@@ -41,10 +41,10 @@ _MODULES = {
     "classifier": "classifier",
 }
 _QUERY_KEY_VALUE = "encoder/layers/attention/query_key_value"
-_WORD_TABLE = _EMBEDDINGS["encoder/embeddings/word"]
+WORD_TABLE = _EMBEDDINGS["encoder/embeddings/word"]
 _MLM_BIAS = "cls.predictions.bias"
 # The output layer over the vocabulary is the word table once more, and so is its bias.
-TIED = {"cls.predictions.decoder.weight": _WORD_TABLE, "cls.predictions.decoder.bias": _MLM_BIAS}
+TIED = {"cls.predictions.decoder.weight": WORD_TABLE, "cls.predictions.decoder.bias": _MLM_BIAS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _table(
     vocabulary = description.config.vocabulary_size
     for ours, theirs in _EMBEDDINGS.items():
         rows, width = shapes[ours]
-        is_word = theirs == _WORD_TABLE
+        is_word = theirs == WORD_TABLE
         rows = vocabulary if is_word else rows
         yield _Tensor(theirs, (rows, width), ours, (slice(rows),))
     for layer in range(description.config.layers):
