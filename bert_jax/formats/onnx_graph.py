@@ -139,7 +139,7 @@ class _Graph:
             [info(name, onnx.TensorProto.INT64, axes) for name, axes in inputs.items()],
             [info(name, onnx.TensorProto.FLOAT, axes) for name, (_, axes) in outputs.items()],
             [
-                onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+                onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
                 for name, array in self._constants.items()
             ],
         )

@@ -3,7 +3,6 @@
 No file is trusted: safetensors and msgpack hold data only, and of a pickle nothing is run.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import safetensors
 from flax.traverse_util import flatten_dict
 
 from bert_jax.errors import UserError
+from bert_jax.formats.json_file import read_object
 from bert_jax.formats.torch_pickle import read_torch_file
 
 SAFETENSORS = "model.safetensors"
@@ -63,11 +63,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_shards(
     index: Path, read: Callable[[Path], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    try:
-        file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(file_of.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(index, error) from error
+    file_of = read_object(index).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(n, str) for n in file_of.values()):
+        raise UserError(f"{index} is damaged: it has no weight_map of file names; copy it again")
+    files = sorted(set(file_of.values()))
     tensors: dict[str, np.ndarray] = {}
     for name in files:
         shard = index.parent / name
