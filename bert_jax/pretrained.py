@@ -1,19 +1,32 @@
-"""A trained model as one object, from any place that holds one."""
+"""A trained model as one object, from any place that holds one.
+
+Shapes: B batch, L length, D model width.
+"""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.formats.hugging_face import is_model_directory, read_model
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import ASSET, ModelDescription
-from bert_jax.training.checkpoints import Checkpoints
+from bert_jax.models.description import ASSET, ModelDescription, Pooling
+from bert_jax.models.encoder import Encoder
+from bert_jax.models.heads import mean_pool
+from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.sharding import abstract_parameters, make_mesh
+
+VOCABULARY_ASSET = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +37,16 @@ class Pretrained:
       description: what the model is.
       params: tree of float32 arrays, as ``description.model()`` takes it.
       tokenizer: the vocabulary.
+      record: what its checkpoint says of its run; None for a Hugging Face directory.
+      notes: of a Hugging Face directory, a sentence for each tensor that was not used or had to be
+        initialised, and for whatever else did not pass over.
     """
 
     description: ModelDescription
     params: Any
     tokenizer: WordPieceTokenizer
+    record: RunRecord | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> BertConfig:
@@ -45,28 +63,123 @@ class Pretrained:
         """The flax module that ``params`` belong to."""
         return self.description.model()
 
+    def encode(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Embeds texts, as the description says: their pooling, their length.
+
+        Texts are encoded with others of about their length; longer ones than ``max_length`` are cut
+        there. Each combination of batch and padded length is compiled once.
+
+        Args:
+          texts: any number of texts.
+          batch_size: how many are encoded at once.
+
+        Returns:
+          float32 [len(texts), D], in the order of the texts.
+
+        Raises:
+          UserError: ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; give a number of at least 1")
+        tokenizer, longest = self.tokenizer, self.description.max_length
+        rows = [
+            [tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id]
+            for ids in tokenizer.encode_batch(texts)
+        ]
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        embeddings_ND = np.zeros((len(rows), self.config.width), np.float32)
+        for first in range(0, len(rows), batch_size):
+            chosen = order[first : first + batch_size]
+            length = min(longest, _padded_length(len(rows[chosen[-1]])))
+            # A power of two rows, so that few texts do not compute a whole batch.
+            size = min(batch_size, 1 << (len(chosen) - 1).bit_length())
+            token_ids_BL = np.full((size, length), tokenizer.pad_id, np.int32)
+            lengths_B = np.ones(size, np.int32)
+            for place, row in enumerate(chosen):
+                token_ids_BL[place, : len(rows[row])] = rows[row]
+                lengths_B[place] = len(rows[row])
+            embeddings_BD = _embed(
+                self.config,
+                self.description.pooling,
+                self.description.normalize,
+                self.params["encoder"],
+                token_ids_BL,
+                lengths_B,
+            )
+            embeddings_ND[chosen] = np.asarray(embeddings_BD)[: len(chosen)]
+        return embeddings_ND
+
+
+def _padded_length(length: int) -> int:
+    """A length of few: multiples of 32 for short texts, of 128 for long ones."""
+    step = 32 if length <= 128 else 128
+    return -(-length // step) * step
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _embed(
+    config: BertConfig,
+    pooling: Pooling,
+    normalize: bool,
+    encoder_params: Any,
+    token_ids_BL: jax.Array,
+    lengths_B: jax.Array,
+) -> jax.Array:
+    encoder = Encoder(config).bind({"params": encoder_params})
+    hidden_BLD = encoder(token_ids_BL, jnp.zeros_like(token_ids_BL), lengths_B, deterministic=True)
+    match pooling:
+        case Pooling.MEAN:
+            pooled_BD = mean_pool(hidden_BLD, lengths_B)
+        case Pooling.CLS:
+            pooled_BD = hidden_BLD[:, 0].astype(jnp.float32)
+    if normalize:
+        norms_B1 = jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True)
+        # The floor is torch.nn.functional.normalize's.
+        pooled_BD /= jnp.maximum(norms_B1, 1e-12)
+    return pooled_BD
+
 
 def load(path: str | Path, step: str = "latest", mesh: Mesh | None = None) -> Pretrained:
     """Loads a model, with no need of the data or the config that it was trained with.
 
     Args:
-      path: a run's working directory.
-      step: ``latest``, ``best`` or a number.
+      path: a run's working directory, one of the steps in its ``checkpoints``, or a directory of
+        Hugging Face's ``transformers`` or of ``sentence-transformers``.
+      step: of a working directory: ``latest``, ``best`` or a number.
       mesh: where parameters are put; over all devices by default.
 
     Raises:
       UserError: there is no such model, or it cannot be read.
     """
-    with Checkpoints(path, read_only=True) as checkpoints:
+    directory = epath.Path(path).expanduser()  # a bucket's name too
+    mesh = mesh or make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    if directory.parent.name == DIRECTORY and directory.name.isdecimal():
+        return _load_checkpoint(directory.parent.parent, directory.name, mesh)
+    if (directory / DIRECTORY).is_dir():
+        return _load_checkpoint(directory, step, mesh)
+    if not is_model_directory(Path(directory)):
+        raise UserError(
+            f"{path} holds no model; give a run's workdir, a step of its {DIRECTORY}, or a "
+            "directory with the config.json of a Hugging Face model"
+        )
+    model = read_model(Path(directory))
+    abstract = abstract_parameters(model.description.initialise, mesh)
+    params = jax.tree.map(
+        lambda array, leaf: jax.device_put(array, leaf.sharding), model.params, abstract
+    )
+    return Pretrained(model.description, params, model.tokenizer, notes=model.notes)
+
+
+def _load_checkpoint(workdir: epath.Path, step: str, mesh: Mesh) -> Pretrained:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         number = checkpoints.choose(step)
         record = checkpoints.record(number)
         if ASSET not in record.assets:
             raise UserError(
-                f"{path} is a run of {record.config['task']!r}, which has no BERT model"
+                f"{workdir} is a run of {record.config['task']!r}, which has no BERT model"
             )
         description = ModelDescription.from_json(record.assets[ASSET])
-        mesh = mesh or make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
         abstract = abstract_parameters(description.initialise, mesh)
         params = checkpoints.restore_params(number, abstract)
-        tokenizer = WordPieceTokenizer.from_json(record.assets["tokenizer.json"])
-        return Pretrained(description, jax.block_until_ready(params), tokenizer)
+        tokenizer = WordPieceTokenizer.from_json(record.assets[VOCABULARY_ASSET])
+        return Pretrained(description, jax.block_until_ready(params), tokenizer, record)

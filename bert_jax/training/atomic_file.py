@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,27 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
+
+
+@contextlib.contextmanager
+def write_directory_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty directory to fill, which becomes ``path`` when the block ends well.
+
+    Args:
+      path: must not exist, or be an empty directory; only one process may write it.
+
+    Raises:
+      UserError: something is there already, or the disk is full or cannot be written.
+    """
+    target = Path(path).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{os.fspath(path)} exists already; remove it, or name another directory")
+    partial = target.absolute().with_name(f".{target.name}.partial")
+    with explain_write_errors(path):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 A checkpoint is an Orbax step directory with three items: ``params``, ``optimizer`` and ``run``, the
 last a JSON object with the config, the environment, what the task must agree with (such as the
-corpus's fingerprint) and what it carries along (such as the vocabulary).
+corpus's fingerprint) and what it carries along (such as the vocabulary). One that was converted
+from another format has no ``optimizer``: it is there to be used and fine-tuned, not to be gone on
+from.
 """
 
 import contextlib
@@ -161,6 +163,8 @@ class Checkpoints:
     def save(self, state: TrainState, record: RunRecord) -> None:
         """Saves in the background; returns when the state may be overwritten.
 
+        Without an optimizer state (None) the checkpoint can be loaded, and no run goes on from it.
+
         Raises:
           UserError: this or the save before could not be written.
         """
@@ -171,14 +175,13 @@ class Checkpoints:
         self._manager.wait_until_finished()
         # Leaves a place for the checkpoint to come, so that a kill never leaves too many.
         self.prune(max(self._keep_last - 1, 1))
-        self._manager.save(
-            record.step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.optimizer_state),
-                run=ocp.args.JsonSave(record._asdict()),
-            ),
-        )
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "run": ocp.args.JsonSave(record._asdict()),
+        }
+        if state.optimizer_state is not None:
+            items["optimizer"] = ocp.args.StandardSave(state.optimizer_state)
+        self._manager.save(record.step, args=ocp.args.Composite(**items))
 
     def prune(self, keep_last: int | None = None) -> None:
         """Deletes all but the last few and the best."""
@@ -199,8 +202,14 @@ class Checkpoints:
         """Restores a run's state onto the devices that ``abstract`` names, whatever wrote it.
 
         Raises:
-          UserError: the checkpoint is of another architecture or optimizer.
+          UserError: the checkpoint is of another architecture or optimizer, or was converted and
+            has none.
         """
+        if not (self._directory / str(step) / "optimizer").exists():
+            raise UserError(
+                f"{self._directory.parent} is a converted model, and no run to go on with; give it "
+                "as --config.init_from, and another --workdir"
+            )
         params = self.restore_params(step, abstract.params)
         optimizer_state = self._restore("optimizer", step, abstract.optimizer_state)
         place = abstract.step.sharding

@@ -1,0 +1,206 @@
+"""Checkpoints in and out.
+
+    python -m bert_jax.convert from-hf bert-base-uncased/ runs/bert-base
+    python -m bert_jax.convert from-tf uncased_L-12_H-768_A-12/bert_model.ckpt runs/bert-base
+    python -m bert_jax.convert to-hf runs/mine exported/
+    python -m bert_jax.convert to-onnx runs/mine exported/
+
+What is read from elsewhere becomes a workdir: --config.init_from, predict --checkpoint and
+bert_jax.load take it. CHECKPOINT is whatever bert_jax.load takes.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bert_jax.command_line import ArgumentParser, run
+from bert_jax.errors import UserError
+from bert_jax.formats.hugging_face import (
+    ForeignModel,
+    read_model,
+    without_heads,
+    write_config_and_tokenizer,
+    write_model,
+)
+from bert_jax.formats.model_card import model_card
+from bert_jax.formats.naming import to_tensors
+from bert_jax.formats.tensorflow_checkpoint import read_tensorflow_checkpoint
+from bert_jax.models.description import ASSET, Head, Pooling
+from bert_jax.pretrained import VOCABULARY_ASSET, Pretrained, load
+from bert_jax.training.atomic_file import write_directory_atomically
+from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
+from bert_jax.training.environment import environment
+from bert_jax.training.metrics_log import METRICS, read_metrics
+from bert_jax.training.state import TrainState
+from bert_jax.training.workdir import CONFIG, write_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line and converts; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser()
+    match arguments.command:
+        case "from-hf":
+            notes = _write_workdir(read_model(source), source, out)
+        case "from-tf":
+            notes = _write_workdir(read_tensorflow_checkpoint(source), source, out)
+        case "to-hf":
+            notes = _to_hugging_face(
+                load(arguments.source, arguments.step),
+                source,
+                out,
+                head=arguments.head,
+                pooling=arguments.pooling,
+                normalize=arguments.normalize,
+            )
+        case "to-onnx":
+            notes = _to_onnx(load(arguments.source, arguments.step), out)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m bert_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    sources = {
+        "from-hf": ("DIR", "a directory of transformers or sentence-transformers"),
+        "from-tf": (
+            "CKPT",
+            "a TF1 checkpoint of google-research/bert, such as DIR/bert_model.ckpt",
+        ),
+        "to-hf": ("CHECKPOINT", "what transformers' AutoModel and AutoTokenizer load"),
+        "to-onnx": ("CHECKPOINT", "model.onnx, with its config and tokenizer"),
+    }
+    for name, (source, explanation) in sources.items():
+        command = commands.add_parser(name, help=explanation, description=explanation)
+        command.add_argument("source", metavar=source)
+        command.add_argument("out", metavar="OUT", help="a directory that is made")
+        if name.startswith("to-"):
+            command.add_argument(
+                "--step", default="latest", help="latest (default), best or a step"
+            )
+    to_hf = commands.choices["to-hf"]
+    to_hf.add_argument(
+        "--head",
+        choices=["all", "mlm", "none"],
+        default="all",
+        help="what to write on the encoder: all that the checkpoint has (default), the masked-"
+        "language-model head alone, as the fill-mask pipeline loads it, or nothing",
+    )
+    to_hf.add_argument(
+        "--pooling",
+        choices=[pooling.value for pooling in Pooling],
+        help="write the encoder alone, as sentence-transformers loads it, with this pooling",
+    )
+    to_hf.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="with --pooling: whether embeddings have length 1 (default: as in the checkpoint)",
+    )
+    return parser
+
+
+def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str]:
+    """Makes a working directory with one checkpoint, at step 0."""
+    record = RunRecord(
+        step=0,
+        config={"task": "converted", "source": source.name},
+        identity={"vocabulary": model.tokenizer.hash},
+        assets={
+            ASSET: model.description.to_json(),
+            VOCABULARY_ASSET: model.tokenizer.to_json(),
+        },
+        environment=environment(),
+        notes=list(model.notes),
+    )
+    params = jax.tree.map(jax.numpy.asarray, model.params)
+    with write_directory_atomically(out) as directory:
+        with Checkpoints(directory) as checkpoints:
+            checkpoints.save(TrainState(0, params, None), record)
+        write_config(directory / CONFIG, record.config)
+    return model.notes
+
+
+def _to_hugging_face(
+    model: Pretrained,
+    source: Path,
+    out: Path,
+    *,
+    head: str,
+    pooling: str | None,
+    normalize: bool | None,
+) -> Sequence[str]:
+    if normalize is not None and pooling is None:
+        raise UserError("--normalize is about embeddings; give --pooling too")
+    if head == "mlm" and pooling is not None:
+        raise UserError("embeddings are made of the encoder alone; give --head mlm or --pooling")
+    description, params = model.description, model.params
+    if head != "all" or pooling is not None:
+        description, params = without_heads(description, params, keep_mlm=head == "mlm")
+    if pooling is not None:
+        description = dataclasses.replace(
+            description,
+            pooling=Pooling(pooling),
+            normalize=description.normalize if normalize is None else normalize,
+        )
+    params = jax.tree.map(np.asarray, params)
+    card = model_card(
+        source.resolve().name,
+        description,
+        sum(tensor.size for tensor in to_tensors(params, description).values()),
+        record=model.record,
+        scores=_scores(source, model.record),
+        for_sentences=pooling is not None,
+    )
+    with write_directory_atomically(out) as directory:
+        write_model(
+            directory,
+            description,
+            params,
+            model.tokenizer,
+            card,
+            for_sentences=pooling is not None,
+        )
+    if description.head is Head.NONE and not description.pooler and pooling is None:
+        return ["load it with AutoModel.from_pretrained(..., add_pooling_layer=False): no pooler"]
+    if description.head is Head.PRETRAINING and description.pooler:
+        return ["for the fill-mask pipeline, --head mlm leaves out what it would warn of"]
+    return []
+
+
+def _to_onnx(model: Pretrained, out: Path) -> Sequence[str]:
+    from bert_jax.formats.onnx_graph import write_onnx  # needs the extra `onnx`
+
+    params = jax.tree.map(np.asarray, model.params)
+    with write_directory_atomically(out) as directory:
+        write_onnx(directory / "model.onnx", params, model.description)
+        write_config_and_tokenizer(directory, model.description, model.tokenizer)
+    return []
+
+
+def _scores(source: Path, record: RunRecord | None) -> dict[str, float]:
+    """The last validation of the run up to the checkpoint."""
+    if record is None:
+        return {}
+    workdir = source if (source / DIRECTORY).is_dir() else source.parent.parent
+    if not (workdir / METRICS).is_file():
+        return {}
+    prefix = "validation/"
+    for line in reversed(read_metrics(workdir / METRICS)):
+        if line["step"] <= record.step and any(name.startswith(prefix) for name in line):
+            return {n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)}
+    return {}
+
+
+if __name__ == "__main__":
+    run(main)

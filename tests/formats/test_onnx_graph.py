@@ -1,0 +1,57 @@
+"""ONNX graphs compute what the models compute, in onnxruntime."""
+
+import sys
+from pathlib import Path
+
+import hugging_face_models as models
+import numpy as np
+import pytest
+import transformers
+from hugging_face_models import CASES
+
+from bert_jax.convert import main
+from bert_jax.errors import UserError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_graph_computes_what_pytorch_computes(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    reference = models.write_model(tmp_path / "theirs", case)
+    main(["to-onnx", str(tmp_path / "theirs"), str(tmp_path / "onnx")])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    outputs = [output.name for output in session.get_outputs()]
+    for rows, length in ((3, 12), (1, 20), (5, 4)):
+        batch = models.inputs(rows, length)
+        # Not a prefix: the second real token is not to be looked at.
+        batch["attention_mask"][:, 1] = 0
+        theirs = models.their_outputs(reference, batch)
+        real = batch["attention_mask"]
+        if case.architecture == "BertForMultipleChoice":
+            batch = {key: array[None] for key, array in batch.items()}
+        ours = dict(zip(outputs, session.run(None, batch), strict=True))
+        models.assert_same_outputs(ours, theirs, real)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "onnx")
+    assert tokenizer("the cat").input_ids == [2, 5, 6, 3]
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "onnx").hidden_size == 24
+
+
+def test_a_graph_without_a_pooler(tmp_path: Path) -> None:
+    models.write_model(tmp_path / "theirs", CASES["masked"])
+    main(["to-hf", str(tmp_path / "theirs"), str(tmp_path / "bare"), "--head", "none"])
+    main(["to-onnx", str(tmp_path / "bare"), str(tmp_path / "onnx")])
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    assert [output.name for output in session.get_outputs()] == ["last_hidden_state"]
+    assert np.isfinite(session.run(None, models.inputs())[0]).all()
+
+
+def test_the_package_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    monkeypatch.delitem(sys.modules, "bert_jax.formats.onnx_graph", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"pip install 'bert_jax\[onnx\]'"):
+        main(["to-onnx", str(tmp_path / "theirs"), str(tmp_path / "onnx")])
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
