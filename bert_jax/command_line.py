@@ -274,6 +274,19 @@ def override_config(config: ConfigDict, key: str, text: str) -> None:
         raise UserError(f"--config.{key} takes {error}, not {text!r}") from None
 
 
+def override_from_argument(config: ConfigDict, argument: str) -> None:
+    """Sets keys from a config file's argument: ``KEY=VALUE[,KEY=VALUE...]``, or nothing.
+
+    Raises:
+      UserError: a part is no such setting, or cannot be set.
+    """
+    for setting in filter(None, argument.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{setting!r} in the config's argument is no KEY=VALUE")
+        override_config(config, key, value)
+
+
 def _leaves(config: ConfigDict) -> list[str]:
     """The dotted paths of all keys that hold a value."""
     paths = []

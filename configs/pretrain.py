@@ -15,8 +15,7 @@ yet. For a measured result in minutes, see ``demo.py``.
 
 import ml_collections
 
-from bert_jax.command_line import override_config
-from bert_jax.errors import UserError
+from bert_jax.command_line import override_from_argument
 from bert_jax.models.config import size_shape
 
 # The published runs used 1e-4 for base and large; smaller models learn faster with more.
@@ -26,7 +25,7 @@ _SMALL_LEARNING_RATE = 5e-4
 
 def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
     """BERT's recipe (Devlin et al., 2019, section A.2) for a size, with keys set on top."""
-    size, *settings = argument.split(",")
+    size, _, settings = argument.partition(",")
     config = ml_collections.ConfigDict()
     config.task = "pretraining"
     config.seed = 0
@@ -99,9 +98,5 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "clip_norm": 1.0,  # 0: no clipping
         }
     )
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"{setting!r} in the config's argument is no KEY=VALUE")
-        override_config(config, key, value)
+    override_from_argument(config, settings)
     return config

@@ -97,3 +97,18 @@ def frame_singles(
         segment_ids_BL=np.zeros_like(token_ids_BL),
         lengths_B=(length + FRAME_OF_SINGLE).astype(np.int32),
     )
+
+
+def truncated_lengths(
+    first: np.ndarray, second: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths left when the longer segment loses one token at a time until both fit the target.
+
+    The closed form of BERT's ``truncate_seq_pair``; of two equal segments, the second loses.
+    """
+    excess = np.maximum(first + second - target, 0)
+    until_equal = np.minimum(excess, np.abs(first - second))
+    after = excess - until_equal
+    first_cut = np.where(first > second, until_equal, 0) + after // 2
+    second_cut = np.where(first > second, 0, until_equal) + (after + 1) // 2
+    return first - first_cut, second - second_cut

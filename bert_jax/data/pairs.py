@@ -30,6 +30,7 @@ from bert_jax.data.framing import (
     SpecialTokens,
     frame_pairs,
     frame_singles,
+    truncated_lengths,
 )
 from bert_jax.data.randomness import below
 from bert_jax.errors import UserError
@@ -198,21 +199,6 @@ def _sentence_bounds(chunks: ChunkBatch) -> tuple[np.ndarray, np.ndarray]:
     """First and past-the-last token of every sentence; a chunk starts where the one before ends."""
     ends = chunks.sentence_ends
     return np.concatenate([[0], ends[:-1]]), ends
-
-
-def truncated_lengths(
-    first: np.ndarray, second: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths left when the longer segment loses one token at a time until both fit the target.
-
-    The closed form of BERT's ``truncate_seq_pair``; of two equal segments, the second loses.
-    """
-    excess = np.maximum(first + second - target, 0)
-    until_equal = np.minimum(excess, np.abs(first - second))
-    after = excess - until_equal
-    first_cut = np.where(first > second, until_equal, 0) + after // 2
-    second_cut = np.where(first > second, 0, until_equal) + (after + 1) // 2
-    return first - first_cut, second - second_cut
 
 
 def _coin_words(max_cut: int) -> int:

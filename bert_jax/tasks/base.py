@@ -40,10 +40,12 @@ class Start(NamedTuple):
     Attributes:
       assets: what that checkpoint carries, such as the vocabulary; empty for a run from nothing.
       identity: what the run that goes on must share with its checkpoint; None for a new run.
+      trains: whether there will be updates; without, no training data are needed.
     """
 
     assets: Mapping[str, str] = MappingProxyType({})
     identity: Mapping[str, Any] | None = None
+    trains: bool = True
 
 
 NEW = Start()
@@ -129,6 +131,17 @@ class Task(abc.ABC):
         """
         return {}
 
+    def details(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What else an evaluation has to say, such as a confusion matrix: plain JSON."""
+        return {}
+
+    def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """What the model says of each validation example, in the data's order: plain JSON.
+
+        The key ``prediction`` has the answer.
+        """
+        return []
+
     def data_metrics(self, step: int) -> dict[str, float]:
         """What the run has read after ``step`` updates, for the log."""
         return {}
@@ -200,6 +213,9 @@ def sequence_length(batch: Mapping[str, Any]) -> int | None:
 # Tasks by the names that configs use.
 REGISTRY: Mapping[str, str] = {
     "pretraining": "bert_jax.tasks.pretraining:Pretraining",
+    "classification": "bert_jax.tasks.sequence_classification:Classification",
+    "multi_label": "bert_jax.tasks.sequence_classification:MultiLabelClassification",
+    "regression": "bert_jax.tasks.sequence_classification:Regression",
 }
 
 

@@ -1,0 +1,224 @@
+"""What the tasks share that fine-tune an encoder on labelled rows of text.
+
+A task of this kind reads its data into memory once, as rows of tokens; batches of rows of about the
+same length are planned from their lengths. The encoder's shape and its vocabulary come with the
+parameters that ``init_from`` names, and afterwards with the run's own checkpoints.
+"""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+
+from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
+from bert_jax.data.examples import pad_batch
+from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.config import BertConfig, size_shape
+from bert_jax.models.description import ASSET, ModelDescription
+from bert_jax.models.flops import train_flops_per_token
+from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
+
+_ROWS_AT_ONCE = 4096
+
+
+class Rows(Protocol):
+    """Rows of tokens by number, ready to be padded and stacked."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Real tokens of each row."""
+
+    def rows(self, numbers: np.ndarray, max_length: int) -> dict[str, np.ndarray]:
+        """Arrays of some rows, padded to a length; the first axis counts rows."""
+
+
+class FineTuning(Task):
+    """A task on rows of text that are held in memory.
+
+    A subclass reads its data in ``read``, where it also sets what it needs besides, and says in
+    ``describe`` what model it trains.
+
+    Attributes:
+      tokenizer: the encoder's vocabulary.
+      encoder: the encoder's shape.
+      description: what the model is.
+      model: the flax module.
+    """
+
+    description: ModelDescription
+
+    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
+        super().__init__(config.copy_and_resolve_references(), start)
+        config = self.config
+        self._start = start
+        self.tokenizer = _tokenizer(config, start)
+        self.encoder = _encoder(config, start, self.tokenizer)
+        longest = config.data.max_length
+        if longest > self.encoder.max_positions:
+            raise UserError(
+                f"data.max_length={longest} is more than the {self.encoder.max_positions} "
+                "positions of the encoder; lower it"
+            )
+        training = self.read("train") if start.trains else None
+        self._validation = self.read("validation")
+        self.description = self.describe()
+        self.model = self.description.model()
+        if training is not None:
+            self._training = training
+            if config.total_steps == 0:
+                steps = round(config.epochs * len(training) / config.batch_size)
+                config.total_steps = max(1, steps)
+            choices = choose_lengths(training.lengths, longest)
+            self._plan = BucketPlan(training.lengths, choices, config.batch_size, config.seed)
+        # Long rows come last, so that a batch holds rows of about the same length.
+        self._order = np.argsort(self._validation.lengths, kind="stable")
+        self._validation_lengths = choose_lengths(self._validation.lengths, longest)
+
+    @abc.abstractmethod
+    def read(self, split: str) -> Rows:
+        """The rows of ``train``, which comes first if it is asked for, or of ``validation``.
+
+        Raises:
+          UserError: the data cannot be used.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> ModelDescription:
+        """The model, once the data are read."""
+
+    @abc.abstractmethod
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the validation rows from the outputs of each, in the data's order."""
+
+    # --- data ---
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase, in which batches have several lengths."""
+        config = self.config
+        return (Phase(0, config.total_steps, config.batch_size, "rows of several lengths"),)
+
+    def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+        """The given rows of the global batch of the update that follows ``step`` updates."""
+        numbers, length = self._plan.batch(step)
+        return self._batch(self._training, numbers[rows], length)
+
+    def validation_size(self, phase: Phase) -> int:
+        """All validation rows."""
+        return len(self._validation)
+
+    def validation_batch(
+        self, phase: Phase, number: int, size: int, rows: slice
+    ) -> dict[str, np.ndarray]:
+        """Rows of a batch of validation rows, the short ones first."""
+        whole = self._order[number * size : (number + 1) * size]
+        longest = int(self._validation.lengths[whole].max())
+        length = padded_length(longest, self._validation_lengths)
+        return pad_batch(self._batch(self._validation, whole[rows], length), rows.stop - rows.start)
+
+    def _batch(self, source: Rows, numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        batch = source.rows(numbers, length)
+        return batch | {"example_weights": np.ones(len(numbers), np.float32)}
+
+    # --- model ---
+
+    def initialise(self, key: jax.Array) -> Any:
+        """Random parameters, annotated with logical axes."""
+        return self.description.initialise(key)
+
+    def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Any:
+        """The model's outputs for a batch; dropout only with a key."""
+        return self.model.apply(
+            {"params": params},
+            batch["token_ids"],
+            batch["segment_ids"],
+            batch["lengths"],
+            deterministic=dropout_key is None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+
+    def scores(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The metrics of ``score``."""
+        return self.score(self.in_order_of_data(outputs))
+
+    def in_order_of_data(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of the validation rows as the data have them, rather than by length."""
+        places = np.argsort(self._order)
+        return {name: array[places] for name, array in outputs.items()}
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward and backward, without the vocabulary."""
+        return train_flops_per_token(self.encoder, length, 0.0)
+
+    # --- what a checkpoint holds ---
+
+    def identity(self) -> dict[str, Any]:
+        """Fingerprints of the training rows and the vocabulary."""
+        if not self._start.trains and self._start.identity is not None:
+            return dict(self._start.identity)
+        return {"data": _fingerprint(self._training), "vocabulary": self.tokenizer.hash}
+
+    def assets(self) -> dict[str, str]:
+        """The vocabulary and the model's description."""
+        return {
+            "tokenizer.json": self.tokenizer.to_json(),
+            ASSET: self.description.to_json(),
+        }
+
+
+def _fingerprint(source: Rows) -> str:
+    digest = hashlib.sha256()
+    longest = int(source.lengths.max())
+    for first in range(0, len(source), _ROWS_AT_ONCE):
+        numbers = np.arange(first, min(first + _ROWS_AT_ONCE, len(source)))
+        rows = source.rows(numbers, longest)
+        for name in sorted(rows):
+            digest.update(rows[name].tobytes())
+    return digest.hexdigest()
+
+
+def start_description(start: Start) -> ModelDescription | None:
+    """The model that a task begins with, if it begins with one."""
+    return ModelDescription.from_json(start.assets[ASSET]) if ASSET in start.assets else None
+
+
+def _tokenizer(config: ml_collections.ConfigDict, start: Start) -> WordPieceTokenizer:
+    if "tokenizer.json" in start.assets:
+        return WordPieceTokenizer.from_json(start.assets["tokenizer.json"])
+    if config.vocabulary:
+        return WordPieceTokenizer.from_file(config.vocabulary)
+    raise UserError(
+        "there is no encoder to fine-tune; give --config.init_from=DIRECTORY (a run, or a Hugging "
+        "Face model), or for one with random weights --config.size and --config.vocabulary"
+    )
+
+
+def _encoder(
+    config: ml_collections.ConfigDict, start: Start, tokenizer: WordPieceTokenizer
+) -> BertConfig:
+    """The encoder's shape: that of the start, but for what the config sets."""
+    shape = size_shape(config.size) if config.size else {}
+    given = shape | {key: value for key, value in config.model.items() if value is not None}
+    described = start_description(start)
+    if described is not None:
+        encoder = dataclasses.replace(described.config, **given)
+    else:
+        try:
+            encoder = BertConfig(vocabulary_size=tokenizer.size, **given)
+        except TypeError:
+            raise UserError(
+                "an encoder with random weights needs a size; set --config.size=mini (or another), "
+                "or give --config.init_from=DIRECTORY"
+            ) from None
+    # What was open is filled in, so that the run's config says what was trained.
+    for key in config.model:
+        config.model[key] = getattr(encoder, key)
+    return encoder

@@ -1,0 +1,205 @@
+"""Texts and pairs of texts with labels: reading them, and turning labels into numbers."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from bert_jax.data.randomness import permutation
+from bert_jax.data.tables import Table, concatenate, read_table, read_tfds_table
+from bert_jax.data.text_rows import TextRows
+from bert_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledRows:
+    """Rows of text with a target each.
+
+    Attributes:
+      texts: the rows.
+      targets: what is learnt of each: int32 [N] classes, float32 [N] values or [N, T] labels.
+      weights: float32 [N], what each counts in the loss; 0 where there is no label.
+    """
+
+    texts: TextRows
+    targets: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row: int64 [N]."""
+        return self.texts.lengths
+
+    def rows(self, numbers: np.ndarray, max_length: int) -> dict[str, np.ndarray]:
+        """The texts' arrays, with ``targets`` and ``weights``."""
+        return self.texts.rows(numbers, max_length) | {
+            "targets": self.targets[numbers],
+            "weights": self.weights[numbers],
+        }
+
+
+def read_splits(data: ml_collections.ConfigDict, split: str) -> list[Table]:
+    """The tables of a split; validation may have several, as MNLI does, separated by commas.
+
+    Without a validation table, ``validation_share`` of the training rows, chosen at random, is kept
+    apart.
+
+    Args:
+      data: ``tfds``, ``train``, ``validation``, ``validation_share``, and the columns ``text``,
+        ``second_text`` and ``label``.
+      split: ``train`` or ``validation``.
+
+    Raises:
+      UserError: something cannot be read.
+    """
+    columns = [column for column in (data.text, data.second_text) if column]
+    # A test split's labels may be hidden; what is to be learnt from needs them.
+    needed, optional = (
+        ([*columns, data.label], ()) if split == "train" else (columns, (data.label,))
+    )
+
+    def read(name: str) -> Table:
+        if data.tfds:
+            directory = data.data_dir or None
+            return read_tfds_table(data.tfds, name, needed, optional, directory)
+        return read_table(name, needed, optional)
+
+    names = [name.strip() for name in str(data[split]).split(",") if name.strip()]
+    if names:
+        tables = [read(name) for name in names]
+        if split == "validation" or not data.validation_share or data.validation:
+            return tables if split == "validation" else [concatenate(tables)]
+        return [_kept_apart(concatenate(tables), data.validation_share)[0]]
+    if split == "train":
+        raise UserError("there are no data to learn from; give --config.data.train=FILE")
+    if not data.validation_share:
+        raise UserError(
+            "there are no data to validate on; give --config.data.validation=FILE, or "
+            "--config.data.validation_share=0.1 to keep some of the training rows apart"
+        )
+    train = concatenate([read(name.strip()) for name in str(data.train).split(",")])
+    return [_kept_apart(train, data.validation_share)[1]]
+
+
+def _kept_apart(table: Table, share: float) -> tuple[Table, Table]:
+    """Training and validation rows; the split depends on nothing but the number of rows."""
+    if not 0 < share < 1:
+        raise UserError(f"data.validation_share={share} is no share; give one between 0 and 1")
+    order = permutation(0, "validation rows", 0, len(table))
+    apart = np.zeros(len(table), bool)
+    apart[order[: math.ceil(share * len(table))]] = True
+    if apart.all():
+        raise UserError("there are too few training rows to keep some apart; give more of them")
+
+    def take(chosen: np.ndarray) -> Table:
+        rows = np.flatnonzero(chosen).tolist()
+        return Table(
+            [table.places[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in table.columns.items()},
+            table.class_names,
+        )
+
+    return take(~apart), take(apart)
+
+
+def class_name(value: Any) -> str:
+    """The name of a class that JSON or CSV gives as a text, a number or a truth value."""
+    return value if isinstance(value, str) else str(value)
+
+
+def find_names(table: Table, column: str, given: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes: those given, those that TFDS has, or those that occur."""
+    if given:
+        return tuple(given)
+    if column in table.class_names:
+        return table.class_names[column]
+    names = {class_name(value) for value in table.columns[column]}
+    return tuple(sorted(names, key=lambda name: (not _is_number(name), _sort_key(name))))
+
+
+def _is_number(name: str) -> bool:
+    return name.lstrip("-").isdecimal()
+
+
+def _sort_key(name: str) -> tuple[int, str]:
+    return (int(name) if _is_number(name) else 0, name)
+
+
+def class_numbers(table: Table, column: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of a table's rows: int32 [N], and float32 [N], 0 where the label is hidden.
+
+    A label is a name, or a number of one where the names are known; -1 is TFDS's hidden label.
+
+    Raises:
+      UserError: a label is none of the names.
+    """
+    if column not in table.columns:
+        return np.zeros(len(table), np.int32), np.zeros(len(table), np.float32)
+    number_of: Mapping[str, int] = {name: number for number, name in enumerate(names)}
+    numbers = np.zeros(len(table), np.int32)
+    known = np.ones(len(table), np.float32)
+    for row, value in enumerate(table.columns[column]):
+        name = class_name(value)
+        if name in number_of:
+            numbers[row] = number_of[name]
+        elif isinstance(value, int) and 0 <= value < len(names):
+            numbers[row] = value
+        elif value in (-1, None, ""):
+            known[row] = 0.0
+        else:
+            raise UserError(
+                f"{table.places[row]} has the label {value!r}, which training never saw; the "
+                f"labels are {', '.join(names)}"
+            )
+    return numbers, known
+
+
+def label_sets(table: Table, column: str, separator: str) -> list[list[str]]:
+    """The labels of each row: a JSON list, or a text with a separator between labels.
+
+    Raises:
+      UserError: a row has neither.
+    """
+    sets = []
+    for place, value in zip(table.places, table.columns[column], strict=True):
+        if isinstance(value, str):
+            value = [label.strip() for label in value.split(separator) if label.strip()]
+        if not isinstance(value, list):
+            raise UserError(
+                f"{place} has {value!r} in the column {column!r}, where a list of labels should "
+                "stand"
+            )
+        sets.append([class_name(label) for label in value])
+    return sets
+
+
+def values_of(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers to predict: float32 [N], and float32 [N], 0 where there is none.
+
+    Raises:
+      UserError: a value is no number.
+    """
+    if column not in table.columns:
+        return np.zeros(len(table), np.float32), np.zeros(len(table), np.float32)
+    values = np.zeros(len(table), np.float32)
+    known = np.ones(len(table), np.float32)
+    for row, value in enumerate(table.columns[column]):
+        if value in (None, ""):
+            known[row] = 0.0
+            continue
+        try:
+            values[row] = float(value)
+        except (TypeError, ValueError):
+            values[row] = math.nan
+        if not math.isfinite(values[row]):
+            raise UserError(
+                f"{table.places[row]} has {value!r} in the column {column!r}, where a number "
+                "should stand"
+            )
+    return values, known
