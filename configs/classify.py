@@ -23,7 +23,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.task = "classification"  # or multi_label
     config.selection = "accuracy"  # or macro_f1, matthews_correlation, loss...
     # What each class counts in the loss: "balanced", or a tuple of numbers in the labels' order.
-    config.class_weights = ""
+    config.class_weights = None
     config.data.update(
         {
             "tfds": "",  # a TFDS data set; train, validation and test are then splits of it

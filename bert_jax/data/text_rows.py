@@ -85,8 +85,8 @@ def make_text_rows(
 ) -> TextRows:
     """Tokenises texts, and cuts at the end what is too long.
 
-    Of a pair the longer text loses, token by token, as in BERT's ``truncate_seq_pair`` and in
-    transformers' ``longest_first``.
+    Of a pair the longer text loses, token by token, as in BERT's ``truncate_seq_pair``, and of two
+    equally long ones B (in transformers' ``longest_first``, A).
 
     Args:
       first: A of each row.

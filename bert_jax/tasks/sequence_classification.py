@@ -288,7 +288,9 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-def _class_weights(setting: str | Sequence[float], classes: np.ndarray, count: int) -> np.ndarray:
+def _class_weights(
+    setting: str | Sequence[float] | None, classes: np.ndarray, count: int
+) -> np.ndarray:
     """What each class counts in the loss: float32 [T]; 1 each where nothing is set."""
     if setting == "balanced":
         found = np.bincount(classes, minlength=count)

@@ -1,0 +1,80 @@
+"""Batches by length: nothing is lost, nothing depends on what was asked before."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
+
+
+def padded_positions(lengths, choices):
+    return sum(padded_length(length, choices) for length in lengths)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 48), min_size=1, max_size=40), st.integers(1, 4))
+def test_no_other_choice_of_lengths_wastes_less(lengths, most):
+    chosen = choose_lengths(np.array(lengths), 48, most)
+    assert len(chosen) <= most
+    assert list(chosen) == sorted(set(chosen))
+    top = -(-max(lengths) // 8) * 8
+    assert chosen[-1] == top
+    every = range(8, top, 8)
+    best = min(
+        padded_positions(lengths, [*shorter, top])
+        for count in range(most)
+        for shorter in itertools.combinations(every, count)
+    )
+    assert padded_positions(lengths, chosen) == best
+
+
+def test_a_maximum_that_is_no_multiple_is_kept():
+    assert choose_lengths(np.array([3, 21]), 21) == (8, 21)
+
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, 1000)
+
+
+@pytest.fixture
+def plan():
+    return BucketPlan(LENGTHS, choose_lengths(LENGTHS, 64), batch_size=8, seed=5)
+
+
+def test_an_epoch_has_every_row_once(plan):
+    # A window has 32 batches of 8, and 125 windows are exactly 32 epochs of 1000 rows.
+    rows = np.concatenate([plan.batch(step)[0] for step in range(125 * 32)])
+    np.testing.assert_array_equal(np.bincount(rows), np.full(1000, 32))
+    # Within any four windows no row comes more than twice: epochs are not mixed further.
+    assert np.bincount(rows[: 4 * 256]).max() <= 2
+
+
+def test_batches_hold_rows_of_about_the_same_length(plan):
+    spread = [np.ptp(LENGTHS[plan.batch(step)[0]]) for step in range(320)]
+    assert np.mean(spread) < 4  # of 57
+    real = sum(LENGTHS[plan.batch(step)[0]].sum() for step in range(320))
+    padded = sum(8 * plan.batch(step)[1] for step in range(320))
+    assert real / padded > 0.8
+    assert all(LENGTHS[rows].max() <= length for rows, length in map(plan.batch, range(320)))
+    # Long batches and short ones come in no order.
+    lengths = np.array([plan.batch(step)[1] for step in range(320)])
+    assert abs(np.corrcoef(lengths[:-1], lengths[1:])[0, 1]) < 0.2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=6))
+def test_a_step_is_reached_from_anywhere(steps):
+    choices = choose_lengths(LENGTHS, 64)
+    wanderer = BucketPlan(LENGTHS, choices, batch_size=8, seed=5)
+    for step in steps:
+        rows, length = wanderer.batch(step)
+        expected, expected_length = BucketPlan(LENGTHS, choices, 8, seed=5).batch(step)
+        np.testing.assert_array_equal(rows, expected)
+        assert length == expected_length
+
+
+def test_another_seed_is_another_order(plan):
+    other = BucketPlan(LENGTHS, choose_lengths(LENGTHS, 64), batch_size=8, seed=6)
+    assert not np.array_equal(plan.batch(0)[0], other.batch(0)[0])

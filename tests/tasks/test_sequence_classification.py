@@ -1,0 +1,210 @@
+"""Classes, labels and values of texts: read, learnt, scored in the order of the data."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from bert_jax.command_line import load_config, override_config
+from bert_jax.data.tokenizer import SPECIAL_TOKENS
+from bert_jax.errors import UserError
+from bert_jax.tasks.base import Start, load_task, validation_batches
+from bert_jax.training.evaluation import evaluate
+from bert_jax.training.sharding import make_mesh, unbox
+from bert_jax.training.step import make_evaluation_step
+
+WORDS = ["good", "bad", "fine", "day", "night", "sea"]
+RNG = np.random.default_rng(0)
+
+
+def make_text():
+    return " ".join(RNG.choice(WORDS, RNG.integers(1, 20)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    (directory / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS]))
+    for name, size in (("train", 60), ("validation", 21), ("more", 10)):
+        rows = [
+            {
+                "text": make_text(),
+                "other": make_text(),
+                "label": ["bad", "good", "so-so"][row % 3],
+                "labels": sorted({"ab"[row % 2], "c"}),
+                "value": float(row % 7),
+            }
+            for row in range(size)
+        ]
+        lines = "\n".join(map(json.dumps, rows))
+        (directory / f"{name}.jsonl").write_text(lines)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def make_task(files):
+    def make(recipe="classify", start=None, **settings):
+        config = load_config(f"configs/{recipe}.py")
+        defaults = {
+            "size": "L1_H64",
+            "vocabulary": files / "vocab.txt",
+            "data__train": files / "train.jsonl",
+            "data__validation": files / "validation.jsonl",
+            "data__max_length": 32,
+            "batch_size": 8,
+        }
+        for key, value in (defaults | settings).items():
+            override_config(config, key.replace("__", "."), str(value))
+        return load_task(config, *([] if start is None else [start]))
+
+    return make
+
+
+def run_evaluation(task, params, batch_size=None):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    phase = task.phases[0]
+    batches = validation_batches(task, phase, batch_size)
+    step = jax.jit(make_evaluation_step(task))
+    return evaluate(step, params, batches, task.validation_size(phase), mesh)
+
+
+def initialise(task):
+    return jax.jit(lambda key: unbox(task.initialise(key)))(jax.random.key(1))
+
+
+def test_scores_are_those_of_the_rows_one_by_one(make_task, files):
+    task = make_task()
+    params = initialise(task)
+    rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().splitlines()]
+    expected = []
+    for row in rows:
+        ids = [2, *task.tokenizer.encode_batch([row["text"]])[0], 3]
+        tokens = np.array([ids], np.int32)
+        batch = {
+            "token_ids": np.pad(tokens, ((0, 0), (0, 32 - len(ids)))),
+            "segment_ids": np.zeros((1, 32), np.int32),
+            "lengths": np.array([len(ids)], np.int32),
+        }
+        expected.append(np.asarray(jax.jit(task.apply)(params, batch))[0])
+    truth = [task.labels.index(row["label"]) for row in rows]
+    predicted = np.argmax(expected, axis=-1)
+    for size in (5, 8, 21):
+        result = run_evaluation(task, params, size)
+        scores = task.scores(result.outputs)
+        assert scores["accuracy"] == metrics.accuracy_score(truth, predicted)
+        assert scores["macro_f1"] == metrics.f1_score(
+            truth, predicted, average="macro", zero_division=0
+        )
+        in_order = task.in_order_of_data(result.outputs)["scores"]
+        np.testing.assert_allclose(in_order, expected, atol=1e-5)
+        assert result.sums["loss"].weight == 21
+    details = task.details(result.outputs)
+    assert np.sum(details["confusion_matrix"]) == 21
+    predictions = task.predictions(result.outputs)
+    assert [p["prediction"] for p in predictions] == [task.labels[i] for i in predicted]
+    assert sum(predictions[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_labels_are_those_of_training_and_are_remembered(make_task):
+    task = make_task()
+    assert task.labels == ("bad", "good", "so-so")
+    start = Start(task.assets(), task.identity(), trains=False)
+    again = make_task(start=start, data__train="nowhere.jsonl")
+    assert again.labels == task.labels
+    assert again.identity() == task.identity()
+    with pytest.raises(UserError, match="has the label 'so-so', which training never saw"):
+        make_task(data__labels=("bad", "good"))
+
+
+def test_resuming_reads_the_encoder_from_its_checkpoint(make_task):
+    task = make_task(model__hidden_dropout=0.3)
+    assert task.config.model.width == 64
+    again = make_task(start=Start(task.assets(), task.identity()), vocabulary="", size="")
+    assert again.description == task.description
+    with pytest.raises(UserError, match="there is no encoder to fine-tune"):
+        make_task(vocabulary="", size="")
+    with pytest.raises(UserError, match="needs a size"):
+        make_task(size="")
+    with pytest.raises(UserError, match="max_length=600 is more than the 512 positions"):
+        make_task(data__max_length=600)
+
+
+def test_epochs_become_steps_and_validation_rows_are_kept_apart(make_task):
+    assert make_task(epochs=2.0).config.total_steps == 15
+    assert make_task(total_steps=7).config.total_steps == 7
+    task = make_task(data__validation="", data__validation_share=0.25)
+    assert task.validation_size(task.phases[0]) == 15
+    assert task.config.total_steps == round(3 * 45 / 8)
+    with pytest.raises(UserError, match="no data to validate on"):
+        make_task(data__validation="", data__validation_share=0.0)
+
+
+def test_pairs_and_several_validation_files(make_task, files):
+    both = f"{files / 'validation.jsonl'},{files / 'more.jsonl'}"
+    task = make_task(data__second_text="other", data__validation=both)
+    result = run_evaluation(task, initialise(task))
+    scores = task.scores(result.outputs)
+    assert task.validation_size(task.phases[0]) == 31
+    assert {"accuracy", "more_accuracy", "macro_f1", "more_macro_f1"} <= scores.keys()
+    batch = task.training_batch(0, slice(0, 4))
+    assert batch["segment_ids"].max() == 1
+    mixed = (scores["accuracy"] * 21 + scores["more_accuracy"] * 10) / 31
+    assert mixed == pytest.approx(task.metrics(result.sums)["accuracy"])
+
+
+def test_class_weights_weigh_the_loss(make_task):
+    task = make_task(class_weights="(1.0, 2.0, 0.0)")
+    params = initialise(task)
+    batch = task.training_batch(0, slice(0, 8))
+    logits = np.asarray(jax.jit(task.apply)(params, batch), np.float64)
+    nll = metrics_log_loss(logits, batch["targets"])
+    weights = np.array([1.0, 2.0, 0.0])[batch["targets"]]
+    sums = jax.jit(lambda p, b: task.sums(p, b, None))(params, batch)
+    assert float(sums["loss"].mean) == pytest.approx((weights * nll).sum() / weights.sum(), 1e-5)
+    with pytest.raises(UserError, match="one number for each of the 3 classes"):
+        make_task(class_weights="(1.0, 2.0)")
+
+
+def metrics_log_loss(logits, targets):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return -log_probabilities[np.arange(len(targets)), targets]
+
+
+def test_several_labels(make_task):
+    task = make_task(task="multi_label", data__label="labels", selection="macro_f1")
+    assert task.labels == ("a", "b", "c")
+    params = initialise(task)
+    batch = task.validation_batch(task.phases[0], 2, 8, slice(0, 8))  # three rows are padding
+    logits = np.asarray(jax.jit(task.apply)(params, batch), np.float64)
+    probabilities = 1 / (1 + np.exp(-logits))
+    targets = batch["targets"]
+    losses = -(targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities))
+    sums = jax.jit(lambda p, b: task.sums(p, b, None))(params, batch)
+    assert float(sums["loss"].mean) == pytest.approx(losses[:5].mean(), 1e-5)
+    result = run_evaluation(task, params)
+    assert task.scores(result.outputs).keys() >= {"accuracy", "macro_f1", "micro_precision"}
+    assert set(task.predictions(result.outputs)[0]["prediction"]) <= set(task.labels)
+
+
+def test_values(make_task):
+    task = make_task("regress", data__label="value")
+    params = initialise(task)
+    result = run_evaluation(task, params)
+    scores = task.scores(result.outputs)
+    values = task.in_order_of_data(result.outputs)["scores"][:, 0]
+    truth = np.arange(21) % 7
+    assert scores["pearson"] == pytest.approx(np.corrcoef(truth, values)[0, 1], abs=1e-5)
+    assert scores["mse"] == pytest.approx(np.square(truth - values).mean(), 1e-5)
+    assert task.metrics(result.sums)["loss"] == pytest.approx(scores["mse"], 1e-5)
+    with pytest.raises(UserError, match="where a number should stand"):
+        make_task("regress", data__label="label")
+
+
+def test_one_label_only_is_refused(make_task, files, tmp_path):
+    path = tmp_path / "same.jsonl"
+    path.write_text('{"text": "good", "label": "x"}\n' * 3)
+    with pytest.raises(UserError, match="have one label only, 'x'"):
+        make_task(data__train=path)
