@@ -28,3 +28,12 @@ def test_singles():
     np.testing.assert_array_equal(framed.segment_ids_BL, np.zeros((2, 5)))
     np.testing.assert_array_equal(framed.lengths_B, [4, 2])
     assert {array.dtype for array in framed} == {np.dtype(np.int32)}
+
+
+def test_nothing_to_frame():
+    none = np.zeros(1, np.int64)
+    nothing = np.zeros(0, np.int32)
+    pair = frame_pairs(nothing, none, none, none, none, 4, SPECIAL)
+    np.testing.assert_array_equal(pair.token_ids_BL, [[2, 3, 3, 0]])
+    single = frame_singles(nothing, none, none, 4, SPECIAL)
+    np.testing.assert_array_equal(single.token_ids_BL, [[2, 3, 0, 0]])

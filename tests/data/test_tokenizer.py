@@ -89,7 +89,7 @@ def test_words_are_tokenised_one_by_one(pair, words):
 
 
 @settings(max_examples=300, deadline=None)
-@given(texts=st.lists(st.text(CHARACTERS | st.characters(), max_size=40)))
+@given(texts=st.lists(st.text(CHARACTERS | st.characters(exclude_categories=["Cs"]), max_size=40)))
 def test_characters_of_tokens(pair, texts):
     ours, _ = pair
     tokenized = ours.encode_with_characters(texts)
@@ -104,7 +104,7 @@ def test_characters_of_tokens(pair, texts):
 
 def test_characters_count_in_the_text_as_it_was_given(pair):
     ours, _ = pair
-    text = "\u0000 Grüße,\u200b 😀 İstanbul 我能"
+    text = "\u0000 Gru\u0308\u0323ße,\u200b 😀 İstanbul 我能 jé\u0301"
     tokenized = ours.encode_with_characters(["other", text])
     mine = slice(*tokenized.offsets[1:])
     words: list[str] = []
@@ -116,7 +116,7 @@ def test_characters_count_in_the_text_as_it_was_given(pair):
     ):
         words += [""] * (not ours.is_continuation[token])
         words[-1] += text[start:end]
-    assert words == ["Grüße", ",", "😀", "İstanbul", "我", "能"]
+    assert words == ["Gru\u0308\u0323ße", ",", "😀", "İstanbul", "我", "能", "jé\u0301"]
 
 
 def test_words_too_long_are_unknown_as_in_the_reference(pair):
