@@ -25,9 +25,9 @@ class AnswerOptions:
 
     Attributes:
       max_answer_length: the most tokens of an answer.
-      candidates: how many answers to give for each question.
+      candidates: the most answers to give for each question.
       can_be_impossible: whether a question may have no answer (SQuAD 2.0).
-      no_answer_threshold: there is no answer where its score exceeds that of the best span by more.
+      no_answer_threshold: a question has no answer where "no answer" beats the best span by more.
 
     Raises:
       UserError: a value is out of range.

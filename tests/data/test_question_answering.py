@@ -80,6 +80,14 @@ def test_every_format(tmp_path):
     assert [question.is_impossible for question in QUESTIONS] == [False, False, True]
 
 
+def test_questions_without_an_answer_can_be_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(squad(QUESTIONS)))
+    with pytest.raises(UserError, match=r"a.json: question c has no answer; give it one, or"):
+        read_questions(tmp_path / "a.json", can_be_impossible=False)
+    (tmp_path / "a.json").write_text(json.dumps(squad(QUESTIONS[:2])))
+    assert read_questions(tmp_path / "a.json", can_be_impossible=False) == QUESTIONS[:2]
+
+
 @pytest.mark.parametrize(
     ("answer", "start", "reason"),
     [
