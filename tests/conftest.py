@@ -27,6 +27,14 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The directory of real data sets that ``BERT_JAX_DATA`` names; tests are skipped without."""
+    if "BERT_JAX_DATA" not in os.environ:
+        pytest.skip("BERT_JAX_DATA names no directory of real data")
+    return Path(os.environ["BERT_JAX_DATA"])
+
+
+@pytest.fixture(scope="session")
 def text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real text in files: the topics of Python's own help, one a file."""
     directory = tmp_path_factory.mktemp("text")

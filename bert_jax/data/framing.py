@@ -45,7 +45,7 @@ def frame_pairs(
     """Lays ``[CLS] A [SEP] B [SEP]`` out.
 
     Args:
-      tokens: int32 [T], at least one.
+      tokens: int32 [T].
       first_start, first_length: int [B], A's runs of tokens.
       second_start, second_length: int [B], B's.
       max_length: L, at least the longest A and B together and ``FRAME_OF_PAIR``.
@@ -60,7 +60,7 @@ def frame_pairs(
         column - first_end - 1 + second_start[:, None],
         column - 1 + first_start[:, None],
     )
-    token_ids_BL = tokens.take(source_BL, mode="clip")
+    token_ids_BL = _tokens_at(tokens, source_BL)
     token_ids_BL[:, 0] = special.cls
     token_ids_BL[(column == first_end) | (column == second_end)] = special.sep
     token_ids_BL[column > second_end] = special.pad
@@ -81,14 +81,14 @@ def frame_singles(
     """Lays ``[CLS] A [SEP]`` out.
 
     Args:
-      tokens: int32 [T], at least one.
+      tokens: int32 [T].
       start, length: int [B], A's runs of tokens.
       max_length: L, at least the longest A and ``FRAME_OF_SINGLE``.
       special: ids of the framing tokens.
     """
     column = np.arange(max_length)
     end = (1 + length)[:, None]
-    token_ids_BL = tokens.take(start[:, None] + column - 1, mode="clip")
+    token_ids_BL = _tokens_at(tokens, start[:, None] + column - 1)
     token_ids_BL[:, 0] = special.cls
     token_ids_BL[column == end] = special.sep
     token_ids_BL[column > end] = special.pad
@@ -112,3 +112,10 @@ def truncated_lengths(
     first_cut = np.where(first > second, until_equal, 0) + after // 2
     second_cut = np.where(first > second, 0, until_equal) + (after + 1) // 2
     return first - first_cut, second - second_cut
+
+
+def _tokens_at(tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """A copy; at positions that are none, any ids, which the frame or the padding replaces."""
+    if not tokens.size:
+        return np.zeros(positions.shape, np.int32)
+    return tokens.take(positions, mode="clip")

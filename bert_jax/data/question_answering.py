@@ -52,12 +52,16 @@ class Question:
         return not self.answers
 
 
-def read_questions(path: str | Path) -> list[Question]:
+def read_questions(path: str | Path, *, can_be_impossible: bool = True) -> list[Question]:
     """Reads a file of questions, compressed (.gz, .xz, .zst) or not.
 
     A ``.json`` file is SQuAD's own format, version 1.1 or 2.0. A ``.jsonl`` file has one question a
     line, with the keys ``id``, ``context``, ``question`` and ``answers``; the last is
     ``{"text": [...], "answer_start": [...]}`` or a list of ``{"text": ..., "answer_start": ...}``.
+
+    Args:
+      path: the file.
+      can_be_impossible: whether a question may have no answer.
 
     Raises:
       UserError: the file cannot be read, something is missing in it, an id stands twice, or an
@@ -66,15 +70,26 @@ def read_questions(path: str | Path) -> list[Question]:
     path = Path(path)
     if uncompressed_suffix(path) == ".jsonl":
         return _checked(
-            (where, _question(row, _text(row, "context", where), where))
-            for where, row in json_rows(path)
+            (
+                (where, _question(row, _text(row, "context", where), where))
+                for where, row in json_rows(path)
+            ),
+            can_be_impossible,
         )
     squad = parse_object(read_text(path), str(path))
-    return _checked(_squad_questions(squad, path))
+    return _checked(_squad_questions(squad, path), can_be_impossible)
 
 
-def read_tfds_questions(name: str, split: str, data_dir: str | None = None) -> list[Question]:
+def read_tfds_questions(
+    name: str, split: str, *, can_be_impossible: bool = True, data_dir: str | None = None
+) -> list[Question]:
     """Reads a TFDS data set with the columns of ``squad`` or ``squad/v2.0``.
+
+    Args:
+      name: ``NAME`` or ``NAME/CONFIG``.
+      split: the split, in TFDS's notation.
+      can_be_impossible: whether a question may have no answer.
+      data_dir: where TFDS keeps its data; None is TFDS's own default.
 
     Raises:
       UserError: it cannot be read, or is not right, as in ``read_questions``.
@@ -82,8 +97,11 @@ def read_tfds_questions(name: str, split: str, data_dir: str | None = None) -> l
     rows = TfdsRows(name, split, data_dir)
     columns = rows.read("id", "context", "question", "answers/text", "answers/answer_start")
     return _checked(
-        (f"{name}, {split}", Question(id, context, question, tuple(texts), tuple(starts)))
-        for (id,), (context,), (question,), texts, starts in columns
+        (
+            (f"{name}, {split}", Question(id, context, question, tuple(texts), tuple(starts)))
+            for (id,), (context,), (question,), texts, starts in columns
+        ),
+        can_be_impossible,
     )
 
 
@@ -149,12 +167,17 @@ def _items(row: Any, key: str, where: str) -> list[Any]:
     return value
 
 
-def _checked(questions: Iterator[tuple[str, Question]]) -> list[Question]:
+def _checked(questions: Iterator[tuple[str, Question]], can_be_impossible: bool) -> list[Question]:
     """The questions, without the places that name them in messages."""
     checked: dict[str, Question] = {}
     for where, question in questions:
         if question.id in checked:
             raise UserError(f"{where} has two questions of the id {question.id!r}; rename one")
+        if question.is_impossible and not can_be_impossible:
+            raise UserError(
+                f"{where}: question {question.id} has no answer; give it one, or allow questions "
+                "without, as SQuAD 2.0 has them"
+            )
         for answer, start in zip(question.answers, question.answer_starts, strict=True):
             if not answer.strip():
                 raise UserError(

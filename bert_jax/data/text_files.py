@@ -1,4 +1,4 @@
-"""Documents from files: plain text or JSON lines, compressed or not."""
+"""Text files, compressed or not: the documents they hold, and rows of JSON."""
 
 import contextlib
 import glob

@@ -104,8 +104,6 @@ def make_text_rows(
     starts = offsets_of(lengths)[:-1]
     rows, room = len(first), max_length - frame
     special = SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    # A row is read even where no text has any token.
-    tokens = tokens if len(tokens) else np.zeros(1, np.int32)
     if second is None:
         none = np.zeros(0, np.int64)
         return TextRows(tokens, starts, np.minimum(lengths, room), none, none, special)

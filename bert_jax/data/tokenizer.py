@@ -14,6 +14,7 @@ import collections
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -272,15 +273,20 @@ class WordPieceTokenizer:
         return flat[positions_of_runs(starts, lengths_in_order)], lengths_in_order
 
     def encode_with_characters(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Ids as ``encode_batch`` gives them, with the characters that each token stands for."""
+        """Ids as ``encode_batch`` gives them, with the characters that each token stands for.
+
+        Combining marks that are stripped belong to the token that they follow.
+        """
         ids, characters, lengths = [], [], []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            for encoding in self._plain.encode_batch(
-                list(texts[start : start + _TEXTS_AT_ONCE]), add_special_tokens=False
-            ):
+            batch = list(texts[start : start + _TEXTS_AT_ONCE])
+            encodings = self._plain.encode_batch(batch, add_special_tokens=False)
+            for text, encoding in zip(batch, encodings, strict=True):
                 ids.append(np.array(encoding.ids, np.int32))
                 characters.append(np.array(encoding.offsets, np.int32).reshape(-1, 2))
                 lengths.append(len(encoding))
+                if self.lowercase and not text.isascii():
+                    characters[-1][:, 1] = _past_marks(text)[characters[-1][:, 1]]
         spans = np.concatenate([np.zeros((0, 2), np.int32), *characters])
         return TokenizedTexts(
             token_ids=np.concatenate([np.zeros(0, np.int32), *ids]),
@@ -311,6 +317,17 @@ class WordPieceTokenizer:
 
 def _rebuild(vocabulary: tuple[str, ...], lowercase: bool) -> WordPieceTokenizer:
     return WordPieceTokenizer(vocabulary, lowercase=lowercase)
+
+
+def _past_marks(text: str) -> np.ndarray:
+    """For each character (and the end) where the combining marks that start there end."""
+    following = np.arange(len(text) + 1)
+    marks = {character for character in set(text) if unicodedata.category(character) == "Mn"}
+    if marks:
+        for at in reversed(range(len(text))):
+            if text[at] in marks:
+                following[at] = following[at + 1]
+    return following
 
 
 def _alphabet(texts: Iterable[str], tokenizer: tokenizers.Tokenizer) -> list[str]:

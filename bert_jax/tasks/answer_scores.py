@@ -68,7 +68,8 @@ def score_v2(
 
     Args:
       questions: the questions.
-      predictions: answers by question; empty where there is none.
+      predictions: answers by question; empty where there is none. To find the best threshold, give
+        the best spans (``Prediction.span_text``), for one that is empty stays so.
       no_answer_scores: how sure it is that a question has no answer; any scale.
       threshold: where that is more than this, the prediction counts as empty.
 

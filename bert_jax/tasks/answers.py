@@ -25,9 +25,9 @@ class AnswerOptions:
 
     Attributes:
       max_answer_length: the most tokens of an answer.
-      candidates: how many answers to give for each question.
+      candidates: the most answers to give for each question.
       can_be_impossible: whether a question may have no answer (SQuAD 2.0).
-      no_answer_threshold: there is no answer where its score exceeds that of the best span by more.
+      no_answer_threshold: a question has no answer where "no answer" beats the best span by more.
 
     Raises:
       UserError: a value is out of range.
@@ -103,7 +103,7 @@ def answer_questions(
     """
     has_context = has_most_context(windows.windows)
     offsets = offsets_of(windows.windows.lengths)
-    columns = windows.context_columns
+    columns, first_tokens = windows.context_columns, windows.window_starts
     counts = np.bincount(windows.windows.sequences, minlength=len(questions))
     for question, first, last in zip(
         questions, offsets_of(counts)[:-1], offsets_of(counts)[1:], strict=True
@@ -115,8 +115,8 @@ def answer_questions(
             end_C = np.asarray(end_scores[window], np.float64)[context]
             may_start_C = has_context[offsets[window] : offsets[window + 1]]
             start, end, score = _best_spans(np.where(may_start_C, start_C, -np.inf), end_C, options)
-            starts.append(windows.window_starts[window] + start)
-            ends.append(windows.window_starts[window] + end)
+            starts.append(first_tokens[window] + start)
+            ends.append(first_tokens[window] + end)
             scores.append(score)
         no_answer = min(
             float(start_scores[window][0]) + float(end_scores[window][0])

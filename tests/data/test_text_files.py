@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from bert_jax.data import text_files
 from bert_jax.data.documents import MAX_PIECE_CHARACTERS, Tally
-from bert_jax.data.text_files import TextFiles, find_files
+from bert_jax.data.text_files import (
+    TextFiles,
+    find_files,
+    json_rows,
+    read_text,
+    uncompressed_suffix,
+)
 from bert_jax.errors import UserError
 
 COMPRESS = {
@@ -173,3 +179,48 @@ def test_half_a_surrogate_pair_is_bad_input(tmp_path):
     tally = Tally()
     assert len(documents(path, tally=tally, bad_input="skip")) == 1
     assert tally.skipped == 1
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_whole_files(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    text = "Grüße\r\n\u2028 " * 100_000
+    path.write_bytes(COMPRESS[suffix](b"\xef\xbb\xbf" + text.encode()))
+    assert read_text(path) == text
+    assert uncompressed_suffix(path) == ".txt"
+
+
+def test_whole_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"none.txt cannot be read \(No such file"):
+        read_text(tmp_path / "none.txt")
+    broken = tmp_path / "a.gz"
+    broken.write_bytes(gzip.compress(b"x" * 1000)[:20])
+    with pytest.raises(UserError, match=r"a.gz is a broken .gz file"):
+        read_text(broken)
+    (tmp_path / "latin1.txt").write_bytes("schön".encode("latin-1"))
+    with pytest.raises(UserError, match="latin1.txt is not UTF-8: byte 0xf6 at offset 3"):
+        read_text(tmp_path / "latin1.txt")
+
+
+def test_rows_of_json(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"a": 1}, {"b": "\u2028 \\u"}, {"c": "😀"}]
+    path.write_text("\n \n".join(map(json.dumps, rows)) + "\n")
+    read = list(json_rows(path))
+    assert [row for _, row in read] == rows
+    assert [where for where, _ in read] == [f"{path}, line {number}" for number in (1, 3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"a": ', "line 2 is not JSON"),
+        ("[1]", "line 2 is JSON, but no object"),
+        ('{"a": "\\ud83d"}', "line 2 has half of a surrogate pair"),
+    ],
+)
+def test_bad_rows_of_json_are_named(tmp_path, line, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=f"a.jsonl, {reason}"):
+        list(json_rows(path))

@@ -77,6 +77,48 @@ def test_the_fast_path_gives_the_same_ids(pair, texts):
     assert token_ids.tolist() == [i for ids in expected for i in ids]
 
 
+@settings(max_examples=200, deadline=None)
+@given(words=st.lists(st.text(CHARACTERS | st.sampled_from(" \x1c\x85[]"), max_size=12)))
+def test_words_are_tokenised_one_by_one(pair, words):
+    ours, _ = pair
+    token_ids, lengths = ours.encode_words(iter(words + words))
+    assert (token_ids.dtype, lengths.dtype) == (np.int32, np.int64)
+    expected = ours.encode_batch(words + words)
+    assert lengths.tolist() == [len(ids) for ids in expected]
+    assert token_ids.tolist() == [i for ids in expected for i in ids]
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.text(CHARACTERS | st.characters(exclude_categories=["Cs"]), max_size=40)))
+def test_characters_of_tokens(pair, texts):
+    ours, _ = pair
+    tokenized = ours.encode_with_characters(texts)
+    assert tokenized.token_ids.dtype == np.int32
+    for number, ids in enumerate(ours.encode_batch(texts)):
+        mine = slice(*tokenized.offsets[number : number + 2])
+        assert tokenized.token_ids[mine].tolist() == ids
+        starts, ends = tokenized.character_starts[mine], tokenized.character_ends[mine]
+        assert (np.diff(starts) >= 0).all() and (np.diff(ends) >= 0).all()
+        assert (starts < ends).all() and (ends <= len(texts[number])).all()
+
+
+def test_characters_count_in_the_text_as_it_was_given(pair):
+    ours, _ = pair
+    text = "\u0000 Gru\u0308\u0323ße,\u200b 😀 İstanbul 我能 jé\u0301"
+    tokenized = ours.encode_with_characters(["other", text])
+    mine = slice(*tokenized.offsets[1:])
+    words: list[str] = []
+    for token, start, end in zip(
+        tokenized.token_ids[mine],
+        tokenized.character_starts[mine],
+        tokenized.character_ends[mine],
+        strict=True,
+    ):
+        words += [""] * (not ours.is_continuation[token])
+        words[-1] += text[start:end]
+    assert words == ["Gru\u0308\u0323ße", ",", "😀", "İstanbul", "我", "能", "jé\u0301"]
+
+
 def test_words_too_long_are_unknown_as_in_the_reference(pair):
     ours, reference = pair
     for length in (99, 100, 101, 250):
