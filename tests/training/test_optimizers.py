@@ -14,13 +14,8 @@ from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import PretrainingModel
 from bert_jax.models.losses import cross_entropy_sum
-from bert_jax.training.optimizers import (
-    NAMES,
-    OptimizerConfig,
-    decay_mask,
-    make_optimizer,
-    scale_by_matrix_trust_ratio,
-)
+from bert_jax.training.optimizers import NAMES, OptimizerConfig, make_optimizer
+from bert_jax.training.transformations import decay_mask, scale_by_matrix_trust_ratio
 
 CONFIG = BertConfig(
     vocabulary_size=200, layers=2, width=128, heads=2, feed_forward_width=256, max_positions=16
