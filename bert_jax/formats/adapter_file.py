@@ -27,6 +27,7 @@ from bert_jax.training.sharding import unbox
 PyTree = Any
 
 _FORMAT = "bert_jax adapter"
+_METADATA = {"format", "description", "base_fingerprint"}
 _VOCABULARY_TABLE = f"{ENCODER}/embeddings/word"
 
 
@@ -106,19 +107,24 @@ def load_adapter(path: str | Path, base: Pretrained) -> Pretrained:
             f"{path} was trained on another base model (fingerprint "
             f"{metadata['base_fingerprint'][:12]}) than the one given; load it onto that one"
         )
-    description = ModelDescription.from_json(metadata["description"])
+    try:
+        description = ModelDescription.from_json(metadata["description"])
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
     flat = flatten_dict(base_params(base.params)) | {
         tuple(name.split("/")): jnp.asarray(array) for name, array in tensors.items()
     }
     expected = flatten_dict(
         jax.eval_shape(lambda key: unbox(description.initialise(key)), jax.random.key(0))
     )
-    for name in flat.keys() | expected.keys():
-        if name not in flat or name not in expected or flat[name].shape != expected[name].shape:
-            raise UserError(
-                f"{path} is damaged: its parameter {'/'.join(name)} is missing, superfluous or of "
-                "a wrong shape; save it anew"
-            )
+    found, wanted = (
+        {name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()} for tree in (flat, expected)
+    )
+    for name, _ in sorted(found.items() ^ wanted.items()):
+        raise UserError(
+            f"{path} is damaged: its parameter {'/'.join(name)} is missing, superfluous or of a "
+            "wrong shape or type; save it anew"
+        )
     return Pretrained(description, unflatten_dict(flat), base.tokenizer)
 
 
@@ -130,8 +136,8 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a file that save_adapter wrote") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") != _FORMAT or not metadata.keys() >= _METADATA:
         raise UserError(f"{path} is no adapter file; give one that save_adapter wrote")
     return metadata, tensors
