@@ -89,7 +89,7 @@ def make_train_step(
             "learning_rate": Ratio(jnp.asarray(schedule(state.step), jnp.float32), one),
             "gradient_norm": Ratio(optax.tree.norm(gradients), one),
         }
-        # Not a mask on the updates: weight decay would need one too, and -0.0 + 0.0 is another bit.
+        # Updates of zero would not hold what is frozen: -0.0 + 0.0 is another bit.
         trained = where_trained(mask, optax.apply_updates(trained, updates), trained)
         return TrainState(state.step + 1, join(trained, frozen), optimizer_state), report
 
