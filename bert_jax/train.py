@@ -22,6 +22,7 @@ import ml_collections
 from bert_jax.command_line import parse_config_flags, run
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
+from bert_jax.models.freezing import FreezeOptions, trainable
 from bert_jax.pretrained import Pretrained, load
 from bert_jax.tasks.base import (
     Phase,
@@ -95,7 +96,9 @@ def _train(
         config = task.config
         _check_settings(config, task.phases, mesh)
         optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
-        abstract = abstract_state(task.initialise, optimizer, mesh)
+        freeze = FreezeOptions.from_mapping(config.get("freeze", {}))
+        masking = functools.partial(trainable, options=freeze)
+        abstract = abstract_state(task.initialise, optimizer, mesh, masking)
         record = RunRecord(
             step=0,
             config=config.to_dict(),
@@ -109,7 +112,7 @@ def _train(
         notes: list[str] = []
         if resumed_at is None or previous is None:
             key = jax.random.fold_in(jax.random.key(config.seed), 0)
-            state = initial_state(task.initialise, optimizer, abstract, key)
+            state = initial_state(task.initialise, optimizer, abstract, key, masking)
             if origin is not None:
                 params, notes = transplant(state.params, origin.params, config.init_from)
                 state = state.replace(params=params)
@@ -128,14 +131,18 @@ def _train(
         log = stack.enter_context(MetricsLog(workdir, resume_step=resumed_at, enabled=is_first))
         progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first))
         phases = [f"{phase.batch_size:,} × {phase.description}" for phase in task.phases]
-        progress.note(describe_run(config.task, config.total_steps, phases, mesh, abstract))
+        progress.note(
+            describe_run(config.task, config.total_steps, phases, mesh, abstract, masking)
+        )
         for note in notes:
             progress.note(note)
 
         # --- Train. Between two steps the state is whole: that is when anything else happens. ---
         dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
         train_step = jax.jit(
-            make_train_step(task, optimizer, schedule, dropout_key, config.accumulation_steps),
+            make_train_step(
+                task, optimizer, schedule, dropout_key, config.accumulation_steps, masking
+            ),
             donate_argnums=0,
             # Left to itself, the partitioner may lay a parameter out otherwise than it came in.
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bert_jax.models.adaptation import add_low_rank_update
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Projection, dropout
 
@@ -74,7 +75,14 @@ class SelfAttention(nn.Module):
             dtype=dtype,
             name="query_key_value",
         )(hidden_BLD)
-        query_BLNK, key_BLNK, value_BLNK = jnp.moveaxis(query_key_value_BL3NK, 2, 0)
+        query_BLNK, key_BLNK, value_BLNK = (
+            add_low_rank_update(
+                config, target, hidden_BLD, part_BLNK, axes=("width", "heads", "head_width")
+            )
+            for target, part_BLNK in zip(
+                ("query", "key", "value"), jnp.moveaxis(query_key_value_BL3NK, 2, 0), strict=True
+            )
+        )
         drop = config.attention_dropout > 0.0 and not deterministic
         context_BLNK = dot_product_attention(
             query_BLNK,
@@ -84,11 +92,15 @@ class SelfAttention(nn.Module):
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if drop else None,
         )
-        return Projection(
+        axes = ("heads", "head_width", "width")
+        output_BLD = Projection(
             shape=(config.heads, config.head_width, config.width),
-            axes=("heads", "head_width", "width"),
+            axes=axes,
             stddev=config.initializer_stddev,
             dtype=dtype,
             contracted=2,
             name="output",
         )(context_BLNK)
+        return add_low_rank_update(
+            config, "attention_output", context_BLNK, output_BLD, axes, contracted=2
+        )

@@ -24,6 +24,17 @@ SIZES: dict[str, tuple[int, int]] = {
 }
 HEAD_WIDTH = 64
 
+# The projections of a layer that LoRA can adapt. Query, key and value are stored as one kernel, but
+# are adapted one by one, so that the choice is that of the literature.
+LORA_TARGETS = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "feed_forward_inner",
+    "feed_forward_output",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -45,9 +56,17 @@ class BertConfig:
         Parameters, softmax, LayerNorm statistics and logits are float32 in both.
       unroll: layers that one iteration of the compiled loop runs. It changes speed and compile
         time, never parameters or results.
+      lora_rank: rank of LoRA's updates (Hu et al., arXiv:2106.09685); 0 for none.
+      lora_alpha: the updates are scaled by `lora_alpha / lora_rank`. The default is the paper's for
+        RoBERTa-base.
+      lora_targets: which projections are adapted, of `LORA_TARGETS`; query and value by default, as
+        in the paper.
+      adapter_width: inner width of adapters (Houlsby et al., arXiv:1902.00751), two a layer; 0 for
+        none.
 
     Raises:
-      UserError: a value is out of range or `width` is not divisible by `heads`.
+      UserError: a value is out of range, `width` is not divisible by `heads`, or a target of LoRA
+        is unknown.
     """
 
     vocabulary_size: int
@@ -63,6 +82,10 @@ class BertConfig:
     initializer_stddev: float = 0.02
     compute_dtype: str = "float32"
     unroll: int = 1
+    lora_rank: int = 0
+    lora_alpha: float = 8.0
+    lora_targets: tuple[str, ...] = ("query", "value")
+    adapter_width: int = 0
 
     def __post_init__(self) -> None:
         counts = (
@@ -92,6 +115,27 @@ class BertConfig:
             raise UserError(
                 f"compute_dtype is {self.compute_dtype!r}; choose 'float32' or 'bfloat16'."
             )
+        self._check_adaptation()
+
+    def _check_adaptation(self) -> None:
+        for name in ("lora_rank", "adapter_width"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give 0 for none, or more.")
+        if not self.lora_alpha > 0:
+            raise UserError(f"lora_alpha is {self.lora_alpha}; give a number above 0.")
+        # JSON has lists only, and a config is hashed.
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        known = set(self.lora_targets) <= set(LORA_TARGETS)
+        if not known or len(set(self.lora_targets)) < max(1, len(self.lora_targets)):
+            raise UserError(
+                f"lora_targets is {self.lora_targets}; give one or more of "
+                f"{', '.join(LORA_TARGETS)}, each once."
+            )
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the encoder has LoRA or adapters, and its own weights are therefore frozen."""
+        return self.lora_rank > 0 or self.adapter_width > 0
 
     @property
     def head_width(self) -> int:
@@ -148,7 +192,7 @@ def count_parameters(config: BertConfig, next_sentence: bool = True) -> int:
     """Parameters of the pretraining model, as the literature counts them.
 
     The padding rows of the vocabulary tables do not count, and the decoder that is tied to the word
-    table counts once: BERT-base has 110,106,428.
+    table counts once: BERT-base has 110,106,428. What LoRA and adapters add counts.
 
     Args:
       config: the model.
@@ -161,5 +205,17 @@ def count_parameters(config: BertConfig, next_sentence: bool = True) -> int:
     feed_forward = (width * inner + inner) + (inner * width + width) + norm
     masked_head = (width * width + width) + norm + config.vocabulary_size
     next_sentence_head = (width * width + width) + (2 * width + 2)
-    total = embeddings + config.layers * (attention + feed_forward) + masked_head
+    layer = attention + feed_forward + _count_adaptation(config)
+    total = embeddings + config.layers * layer + masked_head
     return total + next_sentence_head if next_sentence else total
+
+
+def _count_adaptation(config: BertConfig) -> int:
+    """What LoRA and adapters add to one layer."""
+    width, adapter_width = config.width, config.adapter_width
+    adapters = 2 * (2 * width * adapter_width + adapter_width + width) if adapter_width else 0
+    inputs_and_outputs = (
+        width + (config.feed_forward_width if target.startswith("feed_forward") else width)
+        for target in config.lora_targets
+    )
+    return config.lora_rank * sum(inputs_and_outputs) + adapters

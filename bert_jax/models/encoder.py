@@ -8,6 +8,8 @@ whatever the unroll factor. Tree of `Encoder`:
     embeddings/{word, position, segment}, embeddings/norm/{scale, bias}
     layers/attention/{query_key_value, output}/{kernel, bias}, attention_norm/{scale, bias},
         feed_forward/{inner, output}/{kernel, bias}, feed_forward_norm/{scale, bias}
+
+What LoRA and adapters add to it is in `adaptation.py`.
 """
 
 import jax
@@ -16,6 +18,7 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 
 from bert_jax.errors import UserError
+from bert_jax.models.adaptation import Adapter, add_low_rank_update
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
@@ -88,20 +91,27 @@ class FeedForward(nn.Module):
         """Maps [B, L, D] to [B, L, D]."""
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
+        inner_axes, output_axes = ("width", "feed_forward"), ("feed_forward", "width")
         inner_BLF = Projection(
             shape=(config.width, config.feed_forward_width),
-            axes=("width", "feed_forward"),
+            axes=inner_axes,
             stddev=config.initializer_stddev,
             dtype=dtype,
             name="inner",
         )(hidden_BLD)
-        return Projection(
+        inner_BLF = gelu(
+            add_low_rank_update(config, "feed_forward_inner", hidden_BLD, inner_BLF, inner_axes)
+        )
+        output_BLD = Projection(
             shape=(config.feed_forward_width, config.width),
-            axes=("feed_forward", "width"),
+            axes=output_axes,
             stddev=config.initializer_stddev,
             dtype=dtype,
             name="output",
-        )(gelu(inner_BLF))
+        )(inner_BLF)
+        return add_low_rank_update(
+            config, "feed_forward_output", inner_BLF, output_BLD, output_axes
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -117,6 +127,9 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = LayerNorm(config.layer_norm_epsilon, dtype)
         self.dropout = Dropout(config.hidden_dropout)
+        if config.adapter_width:
+            self.attention_adapter = Adapter(config)
+            self.feed_forward_adapter = Adapter(config)
 
     def __call__(
         self, hidden_BLD: Array, lengths_B: Array, deterministic: bool, all_hidden_states: bool
@@ -124,10 +137,14 @@ class EncoderLayer(nn.Module):
         """Maps [B, L, D] to [B, L, D], given again as scan's per-layer output if asked for."""
         update_BLD = self.attention(hidden_BLD, lengths_B, deterministic=deterministic)
         update_BLD = self.dropout(update_BLD, deterministic=deterministic)
+        if self.config.adapter_width:
+            update_BLD = self.attention_adapter(update_BLD)
         hidden_BLD = self.attention_norm(constrain_hidden(hidden_BLD + update_BLD))
 
         update_BLD = self.feed_forward(hidden_BLD)
         update_BLD = self.dropout(update_BLD, deterministic=deterministic)
+        if self.config.adapter_width:
+            update_BLD = self.feed_forward_adapter(update_BLD)
         hidden_BLD = self.feed_forward_norm(constrain_hidden(hidden_BLD + update_BLD))
         return hidden_BLD, hidden_BLD if all_hidden_states else None
 

@@ -27,7 +27,9 @@ def train_flops_per_token(config: BertConfig, length: int, decoded_share: float)
     6 N + 12 layers width length + 6 p (width^2 + width vocabulary), where N = layers (4 width^2 +
     2 width feed_forward_width) are the weights of the layers' matrix products: 2 FLOPs a weight
     forward, twice that backward (the count of Kaplan et al., arXiv:2001.08361, plus attention and
-    the decoder). Elementwise work, embeddings, the pooler and padding count as nothing.
+    the decoder). Elementwise work, embeddings, the pooler and padding count as nothing. Under LoRA
+    and adapters it is 4 N, since no gradient of the frozen weights is formed, and their own
+    matrices, a per cent or so, count as nothing.
 
     Args:
       config: the model.
@@ -38,7 +40,7 @@ def train_flops_per_token(config: BertConfig, length: int, decoded_share: float)
     weights = config.layers * (4 * width**2 + 2 * width * config.feed_forward_width)
     attention = 12 * config.layers * width * length
     decoder = decoded_share * (width**2 + width * config.vocabulary_size)
-    return 6 * weights + attention + 6 * decoder
+    return (4 if config.is_adapted else 6) * weights + attention + 6 * decoder
 
 
 def peak_flops(device_kind: str) -> float | None:

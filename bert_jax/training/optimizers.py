@@ -1,8 +1,4 @@
-"""Optimizers and learning-rate schedules of BERT pretraining, as optax transformations.
-
-A parameter is decayed or not by an explicit rule on its name, never by its rank: stacked layers
-give biases two axes and more. A parameter that no rule covers is an error.
-"""
+"""Optimizers and learning-rate schedules of BERT, by name, as chains of optax transformations."""
 
 import dataclasses
 import difflib
@@ -10,25 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from bert_jax.errors import UserError
-
-Array = jax.Array
-PyTree = Any
-
-# The last part of a parameter's path decides whether it is decayed. BERT excludes LayerNorm and
-# biases (`exclude_from_weight_decay` in google-research/bert/optimization.py); tables are decayed.
-_DECAYED_NAMES = frozenset({"kernel", "embedding", "word", "position", "segment"})
-_UNDECAYED_NAMES = frozenset({"bias", "scale"})
-
-# Axes along which one parameter holds several weight matrices, by a part of its path: LAMB's trust
-# ratio is one number a matrix. The first is the stacked layers' axis, [layers, ...]; the fused
-# projection is [layers, width, 3, heads, head_width].
-_STACKED_LAYERS = "layers"
-_FUSED_PROJECTION = "query_key_value"
+from bert_jax.training.transformations import (
+    decay_mask,
+    scale_by_layer_decay,
+    scale_by_matrix_trust_ratio,
+    scale_by_uncorrected_adam,
+)
 
 NAMES = ("adamw", "lamb", "adafactor")
 SCHEDULES = ("linear", "cosine", "warmup_stable_decay")
@@ -59,6 +45,8 @@ class OptimizerConfig:
         the default; the warm-up covers the steps where it matters. LAMB always corrects, as its
         paper does.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
+      layer_decay: by how much the learning rate shrinks from each layer to the one below, down from
+        the heads; 1 for the same rate everywhere (see `scale_by_layer_decay`).
     """
 
     name: str = "adamw"
@@ -74,6 +62,7 @@ class OptimizerConfig:
     epsilon: float = 1e-6
     bias_correction: bool = False
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("optimizer name", self.name, NAMES)
@@ -88,6 +77,7 @@ class OptimizerConfig:
             "beta2": (0.0, 1.0),
             "epsilon": (0.0, math.inf),
             "clip_norm": (0.0, math.inf),
+            "layer_decay": (0.0, 1.0),
         }
         for key, (low, high) in ranges.items():
             value = getattr(self, key)
@@ -157,6 +147,8 @@ def make_optimizer(
             optax.scale_by_param_block_rms(),
             decay,
         ]
+    if config.layer_decay != 1.0:
+        parts.append(scale_by_layer_decay(config.layer_decay))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule)), schedule
 
 
@@ -205,100 +197,6 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
             [warmup_steps, warmup_steps + stable_steps],
         )
     return optax.join_schedules([warmup, decay], [warmup_steps])
-
-
-def decay_mask(params: PyTree) -> PyTree:
-    """Says of every parameter whether weight decay applies to it.
-
-    Args:
-      params: the parameters, with or without flax's metadata boxes.
-
-    Returns:
-      A tree of bool like `params`.
-
-    Raises:
-      UserError: a parameter's name is under neither rule.
-    """
-
-    def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
-        names = _names(path)
-        if names[-1] in _DECAYED_NAMES:
-            return True
-        if names[-1] in _UNDECAYED_NAMES:
-            return False
-        raise UserError(
-            f"No weight decay rule covers the parameter {'/'.join(names)!r}; name it one of "
-            f"{', '.join(sorted(_DECAYED_NAMES))} (decayed) or "
-            f"{', '.join(sorted(_UNDECAYED_NAMES))} (not decayed)."
-        )
-
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
-
-
-def scale_by_uncorrected_adam(
-    beta1: float, beta2: float, epsilon: float
-) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv:1412.6980) without bias correction: m / (sqrt(v) + epsilon).
-
-    The state is optax's `ScaleByAdamState`.
-    """
-
-    def init(params: PyTree) -> optax.ScaleByAdamState:
-        return optax.ScaleByAdamState(
-            count=jnp.zeros([], jnp.int32),
-            mu=optax.tree.zeros_like(params),
-            nu=optax.tree.zeros_like(params),
-        )
-
-    def update(
-        updates: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.ScaleByAdamState]:
-        del params
-        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, beta2, 2)
-        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
-        count = optax.safe_increment(state.count)
-        return scaled, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
-
-    return optax.GradientTransformation(init, update)
-
-
-def scale_by_matrix_trust_ratio() -> optax.GradientTransformation:
-    """Scales each weight matrix's update by norm(parameter) / norm(update), as LAMB does.
-
-    optax's transformation takes one norm a leaf, which would mix the layers of a stacked parameter
-    and the query, key and value of a fused one; here each has its own. Where either norm is zero
-    the ratio is 1, and parameters without weight decay are left alone.
-    """
-
-    def scale(path: tuple[Any, ...], update: Array, param: Array, decayed: bool) -> Array:
-        if not decayed:
-            return update
-        axes = _matrix_axes(_names(path), param.ndim)
-        param_norm = jnp.sqrt(jnp.sum(jnp.square(param), axes, keepdims=True))
-        update_norm = jnp.sqrt(jnp.sum(jnp.square(update), axes, keepdims=True))
-        usable = (param_norm > 0) & (update_norm > 0)
-        return update * jnp.where(usable, param_norm / jnp.where(usable, update_norm, 1.0), 1.0)
-
-    def update(updates: PyTree, params: PyTree | None) -> PyTree:
-        if params is None:
-            raise ValueError("the trust ratio needs the parameters")
-        return jax.tree_util.tree_map_with_path(scale, updates, params, decay_mask(params))
-
-    return optax.stateless(update)
-
-
-def _matrix_axes(names: tuple[str, ...], rank: int) -> tuple[int, ...]:
-    """The axes of a kernel or table that its norm is taken over."""
-    stacked = {0} if _STACKED_LAYERS in names else set()
-    if _FUSED_PROJECTION in names:
-        stacked.add(len(stacked) + 1)
-    return tuple(axis for axis in range(rank) if axis not in stacked)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The dictionary keys of a tree path: flax's boxes add an attribute, which names nothing."""
-    return tuple(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
 def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:

@@ -7,11 +7,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from bert_jax.training.partition import Masking, count_trainable, everything
 from bert_jax.training.state import TrainState
 
 
 def describe_run(
-    name: str, total_steps: int, phases: Sequence[str], mesh: Mesh, state: TrainState
+    name: str,
+    total_steps: int,
+    phases: Sequence[str],
+    mesh: Mesh,
+    state: TrainState,
+    masking: Masking = everything,
 ) -> str:
     """The run as a whole: task, phases, mesh, parameters and state.
 
@@ -21,18 +27,21 @@ def describe_run(
       phases: a line for each.
       mesh: the device mesh.
       state: abstract or real; gives sizes and shardings.
+      masking: says which parameters are trained.
     """
     devices = mesh.devices.size
     sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    count = count_trainable(state.params, masking(state.params))
     lines = [
         f"{name}, {total_steps:,} steps",
         *(f"  batch       {phase}" for phase in phases),
         f"  mesh        {sizes} over {devices} {kind} device{'s' if devices > 1 else ''}",
-        f"  parameters  {parameters:,} with padding; with the optimizer's state "
+        f"  parameters  {count.total:,} with padding; with the optimizer's state "
         f"{format_bytes(bytes_per_device(state))} a device",
     ]
+    if count.trained < count.total:
+        lines.append(f"  trained     {count.trained:,} of them, {count.share:.2%}")
     return "\n".join(lines)
 
 

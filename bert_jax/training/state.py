@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from bert_jax.training.partition import Masking, everything, trained_part
 from bert_jax.training.sharding import abstract_parameters, place, replicated, unbox
 
 
@@ -18,7 +19,7 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: int32 scalar, the number of updates made; also the position in the data.
       params: tree of float32 parameters.
-      optimizer_state: the optimizer's state.
+      optimizer_state: the optimizer's state, of the parameters that are trained.
     """
 
     step: Any
@@ -27,7 +28,10 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def abstract_state(
-    initialise: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh
+    initialise: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    masking: Masking = everything,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a run's state, computed without allocating any of it.
 
@@ -35,11 +39,13 @@ def abstract_state(
       initialise: makes parameters, annotated with logical axes, from a key.
       optimizer: the optimizer.
       mesh: the device mesh.
+      masking: says which parameters are trained.
 
     Raises:
       UserError: the mesh does not divide a parameter.
     """
     params = abstract_parameters(initialise, mesh)
+    trained = trained_part(params, masking(params))
     whole = replicated(mesh)
 
     def like_parameter(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
@@ -49,8 +55,8 @@ def abstract_state(
     optimizer_state = optax.tree_utils.tree_map_params(
         optimizer,
         like_parameter,
-        jax.eval_shape(optimizer.init, params),
-        params,
+        jax.eval_shape(optimizer.init, trained),
+        trained,
         transform_non_params=lambda leaf: place(leaf, whole),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
@@ -62,12 +68,14 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     key: jax.Array,
+    masking: Masking = everything,
 ) -> TrainState:
     """Initialises a run's state where it will live, each device making its own part."""
 
     def make(key: jax.Array) -> TrainState:
         params = unbox(initialise(key))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        optimizer_state = optimizer.init(trained_part(params, masking(params)))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer_state)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(make, out_shardings=shardings)(key)

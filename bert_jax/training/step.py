@@ -8,6 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax.training.metrics import Ratio, Scalar, Sums, merge
+from bert_jax.training.partition import (
+    Masking,
+    everything,
+    join,
+    split,
+    trained_part,
+    where_trained,
+)
 from bert_jax.training.state import TrainState
 
 Batch: TypeAlias = Mapping[str, jax.Array]
@@ -29,6 +37,7 @@ def make_train_step(
     schedule: optax.Schedule,
     dropout_key: jax.Array,
     accumulation_steps: int = 1,
+    masking: Masking = everything,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """Makes the function ``(state, batch) -> (state, sums)`` that is one update.
 
@@ -41,12 +50,14 @@ def make_train_step(
       schedule: learning rate by step, reported as ``learning_rate``.
       dropout_key: the run's key; each step and microbatch folds its number in.
       accumulation_steps: microbatches per update; divides the batch.
+      masking: says which parameters are trained. The others do not change by a bit, nor count in
+        the gradient's norm; of a leaf that is frozen as a whole no gradient is computed.
     """
 
     def loss(
-        params: Any, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
+        trained: Any, frozen: Any, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Sums]:
-        sums = task.sums(params, batch, key)
+        sums = task.sums(join(trained, frozen), batch, key)
         total = jnp.zeros(())
         for name, scale in task.losses.items():
             total += scale * sums[name].total / weights[name]
@@ -58,26 +69,31 @@ def make_train_step(
         # the forward pass that this seems to run.
         whole = task.sums(state.params, batch, None)
         weights = {name: _positive(whole[name].weight) for name in task.losses}
+        mask = masking(state.params)
+        trained, frozen = split(state.params, mask)
+        mask = trained_part(mask, mask)
         gradient = jax.grad(loss, has_aux=True)
         if accumulation_steps == 1:
-            gradients, sums = gradient(state.params, batch, key, weights)
+            gradients, sums = gradient(trained, frozen, batch, key, weights)
         else:
             gradients, sums = _accumulate(
                 lambda part, number: gradient(
-                    state.params, part, jax.random.fold_in(key, number), weights
+                    trained, frozen, part, jax.random.fold_in(key, number), weights
                 ),
                 batch,
                 accumulation_steps,
             )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        gradients = where_trained(mask, gradients, optax.tree.zeros_like(gradients))
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
         one = jnp.ones(())
         report = {
             **sums,
             "learning_rate": Ratio(jnp.asarray(schedule(state.step), jnp.float32), one),
             "gradient_norm": Ratio(optax.tree.norm(gradients), one),
         }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, optimizer_state), report
+        # Updates of zero would not hold what is frozen: -0.0 + 0.0 is another bit.
+        trained = where_trained(mask, optax.apply_updates(trained, updates), trained)
+        return TrainState(state.step + 1, join(trained, frozen), optimizer_state), report
 
     return step
 

@@ -14,13 +14,8 @@ from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import PretrainingModel
 from bert_jax.models.losses import cross_entropy_sum
-from bert_jax.training.optimizers import (
-    NAMES,
-    OptimizerConfig,
-    decay_mask,
-    make_optimizer,
-    scale_by_matrix_trust_ratio,
-)
+from bert_jax.training.optimizers import NAMES, OptimizerConfig, make_optimizer
+from bert_jax.training.transformations import decay_mask, scale_by_matrix_trust_ratio
 
 CONFIG = BertConfig(
     vocabulary_size=200, layers=2, width=128, heads=2, feed_forward_width=256, max_positions=16
@@ -238,6 +233,69 @@ def test_trust_ratio_is_taken_per_matrix_of_each_layer() -> None:
         np.testing.assert_array_equal(left_alone(scaled), left_alone(updates))
 
 
+def layered(rng: np.random.Generator) -> dict[str, Any]:
+    """Parameters of three layers between embeddings and a head."""
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    layers = {"output": {"kernel": draw(3, 4, 5), "bias": draw(3, 5)}}
+    embeddings = {"word": draw(6, 4), "norm": {"scale": draw(4)}}
+    encoder = {"embeddings": embeddings, "layers": layers}
+    return {"encoder": encoder, "classifier": {"kernel": draw(4, 2), "bias": draw(2)}}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_layer_decay_equals_an_optimizer_for_each_layer(name: str) -> None:
+    rng = np.random.default_rng(3)
+    start = layered(rng)
+    gradients = [layered(rng) for _ in range(3)]
+    settings = {"name": name, "weight_decay": 0.1, "clip_norm": 0.0, "warmup_steps": 1}
+
+    def run(pick: Any, **others: Any) -> dict[str, Any]:
+        optimizer, _ = make_optimizer({**settings, **others}, total_steps=5)
+        params = pick(start)
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(pick(gradient), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    result = run(lambda tree: tree, learning_rate=0.1, layer_decay=0.5)
+    # Layers 0, 1, 2 of 3: 0.5^3, 0.5^2, 0.5; embeddings 0.5^4; the head 1.
+    parts = {
+        "embeddings": (lambda tree: tree["encoder"]["embeddings"], 0.5**4),
+        "head": (lambda tree: tree["classifier"], 1.0),
+    }
+    for layer in range(3):
+        parts[f"layer {layer}"] = (
+            lambda tree, layer=layer: jax.tree.map(
+                lambda leaf: leaf[layer], tree["encoder"]["layers"]
+            ),
+            0.5 ** (3 - layer),
+        )
+    for part, (pick, factor) in parts.items():
+        expected = run(pick, learning_rate=0.1 * factor)
+        jax.tree.map(
+            lambda ours, theirs: np.testing.assert_allclose(
+                ours,
+                theirs,
+                rtol=1e-5,
+                atol=1e-6,
+                err_msg=part,  # noqa: B023
+            ),
+            pick(result),
+            expected,
+        )
+
+
+def test_layer_decay_needs_layers() -> None:
+    params = {"classifier": {"kernel": jnp.ones((2, 2))}}
+    optimizer, _ = make_optimizer({"layer_decay": 0.9}, total_steps=5)
+    with pytest.raises(UserError, match="no stacked layers are trained"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 def rates(total_steps: int, **settings: Any) -> list[float]:
     _, schedule = make_optimizer({"learning_rate": 2.0, **settings}, total_steps)
     return [float(schedule(step)) for step in range(total_steps + 2)]
@@ -283,6 +341,7 @@ def test_config_dicts_are_read() -> None:
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1"),
         ({"warmup_steps": 101}, "warmup_steps is 101.* 100 steps"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         (
