@@ -23,6 +23,7 @@ from bert_jax.command_line import parse_config_flags, run
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
 from bert_jax.models.freezing import FreezeOptions, trainable
+from bert_jax.models.reinitialisation import reinitialise_top_layers
 from bert_jax.pretrained import Pretrained, load
 from bert_jax.tasks.base import (
     Phase,
@@ -115,6 +116,8 @@ def _train(
             state = initial_state(task.initialise, optimizer, abstract, key, masking)
             if origin is not None:
                 params, notes = transplant(state.params, origin.params, config.init_from)
+                forgotten = config.get("reinitialise_layers", 0)
+                params = reinitialise_top_layers(params, state.params, forgotten)
                 state = state.replace(params=params)
         else:
             check_resumable(previous, record, config.total_steps, workdir)
@@ -221,6 +224,8 @@ def _train(
                 samples=task.samples(state.params),
                 notes=record.notes,
             )
+            for line in task.finish(workdir, state.params):
+                progress.note(line)
             progress.note(f"finished; the report is {workdir / REPORT}")
     return 0
 
@@ -260,7 +265,7 @@ def _start(previous: RunRecord | None, origin: Pretrained | None) -> Start:
     """What the task begins with: its own last checkpoint before anything else."""
     if previous is not None:
         return Start(previous.assets, previous.identity)
-    return Start() if origin is None else Start(origin.assets)
+    return Start() if origin is None else Start(origin.assets, params=origin.params)
 
 
 def _past_scores(workdir: Path, task: Task) -> list[float]:

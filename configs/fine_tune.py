@@ -47,8 +47,15 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "attention_dropout": None,
             "compute_dtype": None,
             "unroll": None,
+            # LoRA and adapters leave the encoder as it is: lora_rank=8, or adapter_width=64.
+            "lora_rank": None,
+            "lora_alpha": None,
+            "lora_targets": None,
+            "adapter_width": None,
         }
     )
+    config.freeze = ml_collections.ConfigDict({"embeddings": False, "layers": 0, "encoder": False})
+    config.reinitialise_layers = 0  # of the top, and with them the pooler
     config.data = ml_collections.ConfigDict({"max_length": 128})
     config.optimizer = ml_collections.ConfigDict(
         {
@@ -67,6 +74,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             # arXiv:2006.04884).
             "bias_correction": True,
             "clip_norm": 1.0,
+            "layer_decay": 1.0,  # 0.95: each layer learns a twentieth slower than the one above
         }
     )
     override_from_argument(config, argument)

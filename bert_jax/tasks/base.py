@@ -3,6 +3,7 @@
 import abc
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,11 +42,13 @@ class Start(NamedTuple):
       assets: what that checkpoint carries, such as the vocabulary; empty for a run from nothing.
       identity: what the run that goes on must share with its checkpoint; None for a new run.
       trains: whether there will be updates; without, no training data are needed.
+      params: the parameters of ``init_from``; None for a run that goes on.
     """
 
     assets: Mapping[str, str] = MappingProxyType({})
     identity: Mapping[str, Any] | None = None
     trains: bool = True
+    params: Any = None
 
 
 NEW = Start()
@@ -161,6 +164,10 @@ class Task(abc.ABC):
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
         """The numbers that open the report, by their labels, from the last validation's values."""
         return {name: value for name, value in validation.items() if name.startswith("validation/")}
+
+    def finish(self, workdir: Path, params: Any) -> Sequence[str]:
+        """Leaves what a run leaves besides checkpoints, metrics and report; says so in lines."""
+        return ()
 
     def samples(self, params: Any) -> Sequence[SamplePrediction]:
         """A few predictions on validation examples, for the report."""

@@ -8,7 +8,8 @@ parameters that ``init_from`` names, and afterwards with the run's own checkpoin
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -19,11 +20,15 @@ from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
 from bert_jax.data.examples import pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
 from bert_jax.models.config import BertConfig, size_shape
 from bert_jax.models.description import ASSET, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
+from bert_jax.training.plan import format_bytes
 
+ADAPTER = "adapter.safetensors"
+_BASE_FINGERPRINT = "base_fingerprint"
 _ROWS_AT_ONCE = 4096
 
 
@@ -58,7 +63,7 @@ class FineTuning(Task):
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         super().__init__(config.copy_and_resolve_references(), start)
         config = self.config
-        self._start = start
+        self._start = start._replace(params=None)
         self.tokenizer = _tokenizer(config, start)
         self.encoder = _encoder(config, start, self.tokenizer)
         longest = config.data.max_length
@@ -67,6 +72,13 @@ class FineTuning(Task):
                 f"data.max_length={longest} is more than the {self.encoder.max_positions} "
                 "positions of the encoder; lower it"
             )
+        self._base_fingerprint = start.assets.get(_BASE_FINGERPRINT)
+        if self.encoder.is_adapted and self._base_fingerprint is None:
+            if start.params is None:
+                raise UserError(
+                    "LoRA and adapters adapt a trained encoder; give --config.init_from=DIRECTORY"
+                )
+            self._base_fingerprint = base_fingerprint(start.params, self.encoder)
         training = self.read("train") if start.trains else None
         self._validation = self.read("validation")
         self.description = self.describe()
@@ -167,11 +179,21 @@ class FineTuning(Task):
         return {"data": _fingerprint(self._training), "vocabulary": self.tokenizer.hash}
 
     def assets(self) -> dict[str, str]:
-        """The vocabulary and the model's description."""
-        return {
+        """The vocabulary, the model's description, and of an adapted encoder which one it was."""
+        adapted = {_BASE_FINGERPRINT: self._base_fingerprint} if self._base_fingerprint else {}
+        return adapted | {
             "tokenizer.json": self.tokenizer.to_json(),
             ASSET: self.description.to_json(),
         }
+
+    def finish(self, workdir: Path, params: Any) -> Sequence[str]:
+        """Writes what adapts the encoder to a small file, if it was adapted."""
+        if not self._base_fingerprint:
+            return ()
+        path = workdir / ADAPTER
+        save_adapter(path, params, self.description, self._base_fingerprint)
+        size = format_bytes(path.stat().st_size)
+        return [f"{path} ({size}) adapts the encoder of {self.config.init_from}"]
 
 
 def _fingerprint(source: Rows) -> str:

@@ -6,10 +6,8 @@ from typing import Any
 import jax
 
 from bert_jax.errors import UserError
+from bert_jax.models.adaptation import added_by_adaptation
 from bert_jax.training.sharding import parameter_name
-
-# What may be missing in an encoder that was not adapted.
-_ADAPTATION = ("lora_a", "lora_b", "adapter")
 
 
 def transplant(fresh: Any, source: Any, origin: str) -> tuple[Any, list[str]]:
@@ -39,7 +37,7 @@ def transplant(fresh: Any, source: Any, origin: str) -> tuple[Any, list[str]]:
         if found is not None and found.shape == mine.shape:
             used.add(name)
             return jax.device_put(found, mine.sharding)
-        if name.startswith("encoder/") and not any(part in name for part in _ADAPTATION):
+        if name.startswith("encoder/") and not added_by_adaptation(tuple(name.split("/"))):
             shape = "absent" if found is None else "×".join(map(str, found.shape))
             raise UserError(
                 f"init_from={origin!r} has another architecture: {name} is {shape} there and "
@@ -63,8 +61,10 @@ def _by_name(tree: Any) -> Mapping[str, jax.Array]:
 
 def _heads(names: list[str]) -> list[str]:
     """Whole heads by their first name, so that a line stays a line."""
-    return list(
-        dict.fromkeys(
-            name if name.startswith("encoder/") else name.partition("/")[0] for name in names
-        )
-    )
+
+    def shown(name: str) -> str:
+        if added_by_adaptation(tuple(name.split("/"))):
+            return "what adapts the encoder"
+        return name if name.startswith("encoder/") else name.partition("/")[0]
+
+    return list(dict.fromkeys(map(shown, names)))
