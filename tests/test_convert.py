@@ -14,6 +14,7 @@ import pytest
 import transformers
 from hugging_face_models import CASES
 
+from bert_jax import predict
 from bert_jax.convert import main
 from bert_jax.errors import UserError
 from bert_jax.pretrained import load
@@ -134,32 +135,34 @@ def test_a_run_is_exported_and_an_import_is_gone_on_from(
     small_run: Callable[..., Sequence[str]],
     run_program: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, work = tmp_path / "run", tmp_path / "work"
     settings = ("--config.total_steps=3", "--config.second_phase.share=0")
     done = run_program("train", *small_run(run, *settings))
     assert done.returncode == 0, done.stderr
-    done = run_program("convert", "to-hf", str(run), str(tmp_path / "hf"))
-    assert done.returncode == 0, done.stderr
+    main(["to-hf", str(run), str(tmp_path / "hf")])
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| steps | 3 |" in card
     assert "| mlm_loss | " in card
-    assert f"| corpus | {load(run).record.config['corpus']} |" in card
+    main(["from-hf", str(tmp_path / "hf"), str(work)])
+    # A step's directory, whose run has the scores; and the command as it is typed.
+    done = run_program("convert", "to-hf", f"{run}/checkpoints/3", str(tmp_path / "again"))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"wrote {tmp_path / 'again'}")
+    again = (tmp_path / "again" / "README.md").read_text()
+    assert again.splitlines()[20:] == card.splitlines()[20:]
+    done = run_program("convert", "to-hf", str(run), str(work))
+    assert done.returncode == 2
+    assert done.stderr == f"error: {work} exists already; remove it, or name another directory\n"
 
-    done = run_program("convert", "from-hf", str(tmp_path / "hf"), str(work))
-    assert (done.returncode, done.stdout) == (0, f"wrote {work}\n")
-    answers = [
-        run_program("predict", "fill-mask", "--json", "--checkpoint", str(path), "a [MASK] here")
-        for path in (run, work, tmp_path / "hf")
-    ]
-    assert len({answer.stdout for answer in answers}) == 1
-    assert '"fillings"' in answers[0].stdout
+    capsys.readouterr()
+    answers = []
+    for path in (run, work, tmp_path / "hf"):
+        arguments = ["fill-mask", "--json", "--checkpoint", str(path), "a [MASK] here"]
+        predict.main(arguments)
+        answers.append(capsys.readouterr().out)
+    assert '"fillings"' in answers[0]
+    assert answers == answers[:1] * 3
     onward = small_run(tmp_path / "on", *settings, f"--config.init_from={work}")
     done = run_program("train", *onward)
     assert done.returncode == 0, done.stderr
-    done = run_program("train", *small_run(work, *settings))
-    assert done.returncode == 2
-    assert "work is a converted model, and no run to go on with" in done.stderr
-    done = run_program("convert", "to-hf", str(run), str(work))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "exists already" in done.stderr

@@ -68,3 +68,14 @@ def test_what_is_missing_or_different_is_named(tmp_path):
             checkpoints.restore(7, make_state(width=4))
         with pytest.raises(UserError, match="has no checkpoint '8'; it has the steps 7"):
             checkpoints.choose("8")
+
+
+def test_a_converted_model_is_loaded_but_not_gone_on_from(tmp_path):
+    converted = make_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(converted.replace(optimizer_state=None), make_record(0))
+        checkpoints.committed()
+        params = checkpoints.restore_params(0, converted.params)
+        assert (params["layer"]["kernel"] == 0).all()
+        with pytest.raises(UserError, match="is a converted model, and no run to go on with"):
+            checkpoints.restore(0, converted)
