@@ -52,7 +52,8 @@ def silence(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     transformers.logging.get_logger("transformers").addHandler(caplog.handler)
     yield
     transformers.logging.get_logger("transformers").removeHandler(caplog.handler)
-    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+    logged = caplog.get_records("call")
+    assert [r.getMessage() for r in logged if r.levelno >= logging.WARNING] == []
 
 
 def edit_config(directory: Path, **changes: Any) -> None:
