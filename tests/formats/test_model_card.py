@@ -70,4 +70,5 @@ def test_embeddings_have_a_card_of_their_own() -> None:
     assert card.startswith("---\nlibrary_name: sentence-transformers\n")
     assert 'SentenceTransformer("PATH").encode' in card
     card = model_card("mine", description, 5)
-    assert 'AutoModel.from_pretrained("PATH", add_pooling_layer=False)' in card
+    assert 'BertModel.from_pretrained("PATH", add_pooling_layer=False)' in card
+    assert "pipeline(" not in card
