@@ -114,7 +114,7 @@ def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str
     """Makes a working directory with one checkpoint, at step 0."""
     record = RunRecord(
         step=0,
-        config={"task": "converted", "source": source.name},
+        config={"task": "converted", "source": source.resolve().name},
         identity={"vocabulary": model.tokenizer.hash},
         assets={
             ASSET: model.description.to_json(),

@@ -148,7 +148,7 @@ def to_params(
                     "to another model"
                 )
             tensor.fill(parameters, theirs)
-    notes = [f"{tensor.name} is missing in {origin} and was initialised" for tensor in missing]
+    notes = [f"{tensor.name} was missing and was initialised" for tensor in missing]
     unused = sorted(tensors.keys() - {tensor.name for tensor in table})
     notes += [f"{name} was not used: the model has no such part" for name in unused]
     return unflatten_dict(parameters, sep="/"), notes
