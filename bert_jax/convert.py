@@ -114,7 +114,7 @@ def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str
     """Makes a working directory with one checkpoint, at step 0."""
     record = RunRecord(
         step=0,
-        config={"task": "converted", "source": source.name},
+        config={"task": "converted", "source": source.resolve().name},
         identity={"vocabulary": model.tokenizer.hash},
         assets={
             ASSET: model.description.to_json(),
@@ -155,7 +155,7 @@ def _to_hugging_face(
         )
     params = jax.tree.map(np.asarray, params)
     card = model_card(
-        source.resolve().name,
+        _workdir(source).resolve().name,
         description,
         sum(tensor.size for tensor in to_tensors(params, description).values()),
         record=model.record,
@@ -188,15 +188,18 @@ def _to_onnx(model: Pretrained, out: Path) -> Sequence[str]:
     return []
 
 
+def _workdir(source: Path) -> Path:
+    """The run that a workdir, or one of its checkpoints, belongs to."""
+    return source.parent.parent if source.parent.name == DIRECTORY else source
+
+
 def _scores(source: Path, record: RunRecord | None) -> dict[str, float]:
     """The last validation of the run up to the checkpoint."""
-    if record is None:
-        return {}
-    workdir = source if (source / DIRECTORY).is_dir() else source.parent.parent
-    if not (workdir / METRICS).is_file():
+    metrics = _workdir(source) / METRICS
+    if record is None or not metrics.is_file():
         return {}
     prefix = "validation/"
-    for line in reversed(read_metrics(workdir / METRICS)):
+    for line in reversed(read_metrics(metrics)):
         if line["step"] <= record.step and any(name.startswith(prefix) for name in line):
             return {n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)}
     return {}

@@ -210,7 +210,11 @@ class WordPieceTokenizer:
             is_bert = (
                 model.get("type", "WordPiece") == "WordPiece"
                 and model.get("continuing_subword_prefix") == CONTINUATION_PREFIX
+                and model.get("max_input_chars_per_word", _MAX_CHARACTERS_PER_WORD)
+                == _MAX_CHARACTERS_PER_WORD
                 and normalizer["type"] == "BertNormalizer"
+                and normalizer.get("clean_text", True)
+                and normalizer.get("handle_chinese_chars", True)
                 and fields["pre_tokenizer"]["type"] == "BertPreTokenizer"
             )
         except (ValueError, KeyError, TypeError, AttributeError):

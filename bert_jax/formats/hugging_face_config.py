@@ -73,12 +73,9 @@ def read_description(
                 f"{origin} has {key}={found!r}, and only BERT models with {key}={wanted!r} can be "
                 "converted"
             )
-    try:
-        config = BertConfig(
-            **{ours: fields.get(key, default) for ours, (key, default) in _FIELDS.items()}
-        )
-    except TypeError:
-        raise UserError(f"{origin} has a config.json with values of the wrong type") from None
+    config = BertConfig(
+        **{ours: _number(fields, key, default, origin) for ours, (key, default) in _FIELDS.items()}
+    )
     head, pooler = _head(fields, tensors, origin)
     description = ModelDescription(
         config,
@@ -95,6 +92,13 @@ def read_description(
             f"{config.hidden_dropout} here; it matters to further training only"
         )
     return description, notes
+
+
+def _number(fields: Mapping[str, Any], key: str, default: float, origin: str) -> Any:
+    value = fields.get(key, default)
+    if type(value) not in ((int,) if isinstance(default, int) else (int, float)):
+        raise UserError(f"{origin} has {key}={value!r}, which is no {type(default).__name__}")
+    return value
 
 
 def _head(
@@ -151,9 +155,9 @@ def _classification_head(
 
 
 def _label_names(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    id2label: Mapping[str, str] = fields.get("id2label") or {}
-    if id2label:
-        return tuple(id2label[number] for number in sorted(id2label, key=int))
+    names = fields.get("id2label") or {}
+    if names:
+        return tuple(names[number] for number in sorted(names, key=int))
     bias = tensors.get("classifier.bias", np.zeros(2))
     return tuple(f"LABEL_{number}" for number in range(bias.size))
 

@@ -59,13 +59,16 @@ def model_card(
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    # Left to itself, `transformers` would initialise one, and warn of it.
+    lacks_pooler = description.head is Head.NONE and not description.pooler
     pipeline = "sentence-similarity" if for_sentences else _PIPELINES[description.head]
     return environment.from_string(template).render(
         name=name,
         description=description,
         config=description.config,
         architecture=architecture(description),
-        has_pipeline=architecture(description) in _WITH_PIPELINE,
+        has_pipeline=architecture(description) in _WITH_PIPELINE and not lacks_pooler,
+        lacks_pooler=lacks_pooler,
         parameters=parameters,
         pipeline=pipeline,
         for_sentences=for_sentences,

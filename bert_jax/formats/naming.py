@@ -91,10 +91,19 @@ def to_tensors(params: Any, description: ModelDescription) -> dict[str, np.ndarr
     Returns:
       Arrays in the parameters' type: kernels as [out, in], vocabulary tables without padding rows,
       tied tensors once.
+
+    Raises:
+      UserError: there is a parameter that BERT has not.
     """
     parameters = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
     shapes = {name: leaf.shape for name, leaf in parameters.items()}
-    return {tensor.name: tensor.export(parameters) for tensor in _table(shapes, description)}
+    table = list(_table(shapes, description))
+    for name in parameters.keys() - {tensor.parameter for tensor in table}:
+        raise UserError(
+            f"the model has {name}, for which transformers' BERT has no place; merge what was "
+            "added to the encoder first"
+        )
+    return {tensor.name: tensor.export(parameters) for tensor in table}
 
 
 def to_params(
@@ -139,7 +148,7 @@ def to_params(
                     "to another model"
                 )
             tensor.fill(parameters, theirs)
-    notes = [f"{tensor.name} is missing in {origin} and was initialised" for tensor in missing]
+    notes = [f"{tensor.name} was missing and was initialised" for tensor in missing]
     unused = sorted(tensors.keys() - {tensor.name for tensor in table})
     notes += [f"{name} was not used: the model has no such part" for name in unused]
     return unflatten_dict(parameters, sep="/"), notes

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.data.tokenizer import UNKNOWN, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.training.report import SamplePrediction
 
@@ -89,11 +89,14 @@ def fill_masks(
     batch["masked_positions"][0, : len(positions)] = positions
     probabilities, tokens = jax.device_get(_best(model, params, batch, guesses))
     return [
-        Filling(
-            [tokenizer.vocabulary[token] for token in tokens[0, m]], probabilities[0, m].tolist()
-        )
+        Filling([_name(tokenizer, token) for token in tokens[0, m]], probabilities[0, m].tolist())
         for m in range(len(positions))
     ]
+
+
+def _name(tokenizer: WordPieceTokenizer, token: int) -> str:
+    # A model that came from elsewhere may have more embeddings than its vocabulary has tokens.
+    return tokenizer.vocabulary[token] if token < tokenizer.size else UNKNOWN
 
 
 def sample_predictions(
@@ -132,7 +135,7 @@ def sample_predictions(
                 text=tokenizer.decode(context[context != tokenizer.pad_id]),
                 answer=tokenizer.vocabulary[batch["masked_labels"][row, place]],
                 guesses=[
-                    (tokenizer.vocabulary[token], float(probability))
+                    (_name(tokenizer, token), float(probability))
                     for token, probability in zip(
                         guesses[row, place], probabilities[row, place], strict=True
                     )

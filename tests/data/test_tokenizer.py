@@ -234,6 +234,16 @@ def test_files_that_are_no_vocabulary(tmp_path):
     path.write_text("[]")
     with pytest.raises(UserError, match=r"not the tokenizer\.json of a BERT"):
         WordPieceTokenizer.from_file(path)
+    right = WordPieceTokenizer([*SPECIAL_TOKENS, "a"], lowercase=True).to_json()
+    for before, after in (
+        ('"handle_chinese_chars":true', '"handle_chinese_chars":false'),
+        ('"clean_text":true', '"clean_text":false'),
+        ('"max_input_chars_per_word":100', '"max_input_chars_per_word":50'),
+    ):
+        assert before in right
+        path.write_text(right.replace(before, after))
+        with pytest.raises(UserError, match=r"not the tokenizer\.json of a BERT"):
+            WordPieceTokenizer.from_file(path)
     with pytest.raises(UserError, match="cannot be read"):
         WordPieceTokenizer.from_file(tmp_path / "missing.txt")
     path = tmp_path / "vocab.txt"

@@ -22,8 +22,10 @@ from hugging_face_models import CASES, TEXTS
 from bert_jax.convert import main
 from bert_jax.errors import UserError
 from bert_jax.formats.hugging_face import read_model
+from bert_jax.formats.naming import to_tensors
 from bert_jax.models.description import Head
 from bert_jax.pretrained import load
+from bert_jax.tasks.fill_mask import fill_masks
 
 AUTO_CLASSES = {
     "BertModel": "AutoModel",
@@ -50,7 +52,8 @@ def silence(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     transformers.logging.get_logger("transformers").addHandler(caplog.handler)
     yield
     transformers.logging.get_logger("transformers").removeHandler(caplog.handler)
-    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+    logged = caplog.get_records("call")
+    assert [r.getMessage() for r in logged if r.levelno >= logging.WARNING] == []
 
 
 def edit_config(directory: Path, **changes: Any) -> None:
@@ -216,16 +219,20 @@ def test_what_is_missing_or_unused_is_named(tmp_path: Path) -> None:
     notes = "\n".join(model.notes)
     assert "classifier_dropout=0.3 was not used" in notes
     for leaf in ("weight", "bias"):
-        assert f"classifier.{leaf} is missing in {tmp_path} and was initialised" in notes
+        assert f"classifier.{leaf} was missing and was initialised" in notes
         assert f"bert.pooler.dense.{leaf} was not used" in notes
     assert len(model.notes) == 5
 
 
 def test_rows_without_a_token_are_kept(tmp_path: Path) -> None:
     models.write_model(tmp_path, CASES["masked"], vocab_size=24)
-    model = read_model(tmp_path)
-    assert model.description.config.vocabulary_size == 24
+    model = load(tmp_path)
+    assert model.config.vocabulary_size == 24
     assert model.notes == ("the last 5 rows of the word table have no token",)
+    fillings = fill_masks(
+        model.model, model.params, model.tokenizer, "the [MASK]", 24, max_length=20
+    )
+    assert set(fillings[0].tokens) == set(models.VOCABULARY)
 
 
 REFUSALS = {
@@ -243,7 +250,9 @@ REFUSALS = {
     "other labels": ({"id2label": {"0": "a", "1": "b"}}, "names 2 labels .* has 3 outputs"),
     "several values": ({"problem_type": "regression"}, "regression to 3 numbers"),
     "an unknown problem": ({"problem_type": "ranking"}, "problem_type='ranking'; use one of"),
-    "a wrong type": ({"hidden_size": "24"}, "values of the wrong type"),
+    "a word for a number": ({"hidden_size": "24"}, "hidden_size='24', which is no int"),
+    "half a layer": ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5, which is no int"),
+    "no epsilon": ({"layer_norm_eps": True}, "layer_norm_eps=True, which is no float"),
 }
 
 
@@ -315,3 +324,10 @@ def test_a_vocabulary_alone_is_enough(tmp_path: Path) -> None:
     model = read_model(tmp_path)
     assert model.tokenizer.vocabulary == models.VOCABULARY
     assert model.notes == ("the added token '[USER]' is read as ordinary text",)
+
+
+def test_what_was_added_to_the_encoder_is_not_dropped(classifier: Path) -> None:
+    model = load(classifier)
+    params = dict(model.params) | {"adapter": {"kernel": np.ones((2, 2), np.float32)}}
+    with pytest.raises(UserError, match=r"the model has adapter/kernel, for which transformers'"):
+        to_tensors(params, model.description)

@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from bert_jax.errors import UserError
-from bert_jax.training.atomic_file import write_atomically
+from bert_jax.training.atomic_file import write_atomically, write_directory_atomically
 
 
 def test_the_content_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -35,3 +35,41 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
         write_atomically(path, b"second")
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_a_directory_appears_whole(tmp_path):
+    path = tmp_path / "parent" / "model"
+    with write_directory_atomically(path) as partial:
+        (partial / "weights").write_bytes(b"1")
+        assert not path.exists()
+    assert os.listdir(path) == ["weights"]
+    assert os.listdir(path.parent) == ["model"]
+    with pytest.raises(UserError, match="exists already"), write_directory_atomically(path):
+        pytest.fail("something is there")
+    assert os.listdir(path) == ["weights"]
+    path.joinpath("weights").unlink()
+    with write_directory_atomically(path) as partial:
+        (partial / "weights").write_bytes(b"2")
+    assert (path / "weights").read_bytes() == b"2"
+
+
+def test_a_directory_that_fails_is_not_there(tmp_path):
+    def fail():
+        with write_directory_atomically(tmp_path / "model") as partial:
+            (partial / "weights").write_bytes(b"1")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert os.listdir(tmp_path) == []
+    (tmp_path / ".model.partial").mkdir()  # what a killed program leaves
+    (tmp_path / ".model.partial" / "old").touch()
+    with write_directory_atomically(tmp_path / "model") as partial:
+        assert not any(partial.iterdir())
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"file/model cannot be written"),
+        write_directory_atomically(tmp_path / "file" / "model"),
+    ):
+        pytest.fail("no directory can be there")
+    assert sorted(os.listdir(tmp_path)) == ["file", "model"]

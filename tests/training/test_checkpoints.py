@@ -51,6 +51,17 @@ def test_scores_of_another_phase_cannot_be_compared(tmp_path):
         assert checkpoints.note_score(3, 1, 2.0)
 
 
+def test_a_converted_model_is_loaded_but_not_gone_on_from(tmp_path):
+    converted = make_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(converted.replace(optimizer_state=None), make_record(0))
+        checkpoints.committed()
+        params = checkpoints.restore_params(0, converted.params)
+        assert (params["layer"]["kernel"] == 0).all()
+        with pytest.raises(UserError, match="is a converted model, and no run to go on with"):
+            checkpoints.restore(0, converted)
+
+
 def test_a_record_is_read_back(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(7), make_record(7))

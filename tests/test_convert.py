@@ -1,0 +1,167 @@
+"""The commands: what they write, what they say, and what they leave behind when they cannot."""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import hugging_face_models as models
+import pytest
+import transformers
+from hugging_face_models import CASES
+
+from bert_jax import predict
+from bert_jax.convert import main
+from bert_jax.errors import UserError
+from bert_jax.pretrained import load
+from bert_jax.training.checkpoints import Checkpoints
+
+
+def test_a_workdir_says_what_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.write_model(tmp_path / "theirs", CASES["pretraining"])
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"classifier_dropout": 0.5}))
+    out = tmp_path / "nested" / "work"
+    assert main(["from-hf", str(tmp_path / "theirs"), str(out)]) == 0
+    note = (
+        "classifier_dropout=0.5 was not used: heads drop hidden_dropout_prob=0.1 here; it matters "
+        "to further training only"
+    )
+    assert capsys.readouterr().out == f"note: {note}\nwrote {out}\n"
+    assert json.loads((out / "config.json").read_text())["source"] == "theirs"
+    with Checkpoints(out, read_only=True) as checkpoints:
+        record = checkpoints.record(0)
+    assert record.notes == [note]
+    assert record.identity == {"vocabulary": load(out).tokenizer.hash}
+    assert [path.name for path in out.parent.iterdir()] == ["work"]
+
+    assert main(["to-hf", str(out), str(tmp_path / "back")]) == 0
+    assert "note: for the fill-mask pipeline, --head mlm" in capsys.readouterr().out
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "| source | theirs |" in card
+    assert note in card
+
+
+def test_the_heads_may_be_left_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.write_model(tmp_path / "theirs", CASES["pretraining"])
+    source = str(tmp_path / "theirs")
+    main(["to-hf", source, str(tmp_path / "mlm"), "--head", "mlm"])
+    main(["to-hf", source, str(tmp_path / "none"), "--head", "none"])
+    main(["to-hf", str(tmp_path / "mlm"), str(tmp_path / "bare"), "--head", "none"])
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert len(notes) == 1 and "add_pooling_layer=False" in notes[0]
+    architectures = {
+        name: json.loads((tmp_path / name / "config.json").read_text())["architectures"]
+        for name in ("mlm", "none", "bare")
+    }
+    assert architectures == {
+        "mlm": ["BertForMaskedLM"],
+        "none": ["BertModel"],
+        "bare": ["BertModel"],
+    }
+    for name, settings in (("none", {}), ("bare", {"add_pooling_layer": False})):
+        model, info = transformers.AutoModel.from_pretrained(
+            tmp_path / name, output_loading_info=True, **settings
+        )
+        assert not any(info.values())
+        assert (model.pooler is None) == bool(settings)
+    for arguments, message in (
+        (["--head", "mlm", "--pooling", "mean"], "give --head mlm or --pooling"),
+        (["--head", "both"], "invalid choice: 'both'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(["to-hf", source, str(tmp_path / "out"), *arguments])
+    with pytest.raises(UserError, match="has no masked-language-model head"):
+        main(["to-hf", str(tmp_path / "bare"), str(tmp_path / "out"), "--head", "mlm"])
+    assert not (tmp_path / "out").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def plant_code(path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(path.with_name("made")),)
+
+    with zipfile.ZipFile(path.with_name("pytorch_model.bin"), "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"x": Runs()}))
+    path.unlink()
+
+
+def rename(path: Path) -> None:
+    path.with_name("config.json").write_text('{"model_type": "distilbert"}')
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (truncate, "model.safetensors is damaged or incomplete"),
+        (plant_code, "pytorch_model.bin would run posix.mkdir when it is loaded"),
+        (rename, "theirs is a distilbert model; only BERT models can be converted"),
+        (Path.unlink, "theirs has no weights that can be read"),
+    ],
+)
+def test_what_cannot_be_read_leaves_nothing_behind(
+    spoil: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    spoil(tmp_path / "theirs" / "model.safetensors")
+    for command in ("from-hf", "to-hf", "to-onnx"):
+        with pytest.raises(UserError, match=message):
+            main([command, str(tmp_path / "theirs"), str(tmp_path / "out")])
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert not (tmp_path / "theirs" / "made").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    (tmp_path / "out").mkdir()
+    main(["from-hf", str(tmp_path / "theirs"), str(tmp_path / "out")])  # empty: may be taken
+    for command in ("from-hf", "to-hf"):
+        with pytest.raises(UserError, match="out exists already; remove it, or name another"):
+            main([command, str(tmp_path / "theirs"), str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"absent/config\.json cannot be read"):
+        main(["from-hf", str(tmp_path / "absent"), str(tmp_path / "out2")])
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_and_an_import_is_gone_on_from(
+    small_run: Callable[..., Sequence[str]],
+    run_program: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, work = tmp_path / "run", tmp_path / "work"
+    settings = ("--config.total_steps=3", "--config.second_phase.share=0")
+    done = run_program("train", *small_run(run, *settings))
+    assert done.returncode == 0, done.stderr
+    main(["to-hf", str(run), str(tmp_path / "hf")])
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| steps | 3 |" in card
+    assert "| mlm_loss | " in card
+    main(["from-hf", str(tmp_path / "hf"), str(work)])
+    # A step's directory, whose run has the scores; and the command as it is typed.
+    done = run_program("convert", "to-hf", f"{run}/checkpoints/3", str(tmp_path / "again"))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"wrote {tmp_path / 'again'}")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+    done = run_program("convert", "to-hf", str(run), str(work))
+    assert done.returncode == 2
+    assert done.stderr == f"error: {work} exists already; remove it, or name another directory\n"
+
+    capsys.readouterr()
+    answers = []
+    for path in (run, work, tmp_path / "hf"):
+        arguments = ["fill-mask", "--json", "--checkpoint", str(path), "a [MASK] here"]
+        predict.main(arguments)
+        answers.append(capsys.readouterr().out)
+    assert '"fillings"' in answers[0]
+    assert answers == answers[:1] * 3
+    onward = small_run(tmp_path / "on", *settings, f"--config.init_from={work}")
+    done = run_program("train", *onward)
+    assert done.returncode == 0, done.stderr
