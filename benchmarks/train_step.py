@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.training.host_memory import keep_freed_memory
+
 VOCABULARY_SIZE = 30522
 PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
 
@@ -133,6 +135,7 @@ def main() -> None:
 
     # Before either library starts its threads: both then use that many cores.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_freed_memory()  # as `bert_jax.train` does; the others in this process profit too
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
 

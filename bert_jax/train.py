@@ -39,6 +39,7 @@ from bert_jax.training.continuation import changes, check_resumable
 from bert_jax.training.early_stopping import EarlyStopping
 from bert_jax.training.environment import environment
 from bert_jax.training.evaluation import Evaluation, evaluate
+from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.training.metrics import Sums
 from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
@@ -58,6 +59,7 @@ from bert_jax.training.workdir import CONFIG, REPORT, claim_workdir, write_confi
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and trains; returns the exit code."""
     flags = parse_config_flags(argv)
+    keep_freed_memory()
     with claim_workdir(flags.workdir) as workdir, Preemption() as preemption:
         return train(flags.config, workdir, preemption)
 
@@ -115,7 +117,8 @@ def _train(
             key = jax.random.fold_in(jax.random.key(config.seed), 0)
             state = initial_state(task.initialise, optimizer, abstract, key, masking)
             if origin is not None:
-                params, notes = transplant(state.params, origin.params, config.init_from)
+                params, told = transplant(state.params, origin.params, config.init_from)
+                notes = [*origin.notes, *told]
                 forgotten = config.get("reinitialise_layers", 0)
                 params = reinitialise_top_layers(params, state.params, forgotten)
                 state = state.replace(params=params)

@@ -1,0 +1,208 @@
+"""Times the fine-tuning of a classifier against transformers' PyTorch Trainer.
+
+    python benchmarks/finetune.py --data sst2.jsonl --vocabulary vocab.txt
+
+Both train a BERT of random weights on the texts of one file (columns `text` and `label`), in
+float32 on the CPU with dropout on, each with its own loader, batches and padding: ours in buckets
+of length, the Trainer with batches padded to their longest row, at random and grouped by length.
+Time is per example, from one finished update to the next, so that neither's start-up or compilation
+counts. The contestants take turns within one process; the table gives medians of the turns.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bert_jax.training.host_memory import keep_freed_memory
+
+CLASSIFY = Path(__file__).parents[1] / "configs" / "classify.py"
+# The updates of a turn that only warm up; for the Trainer starts anew with every turn.
+WARM_UP = 3
+
+# Makes some updates; gives the seconds that they took.
+Turn = Callable[[int], float]
+
+
+def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_length: int) -> Turn:
+    """The loop of `bert_jax.train` without its logging."""
+    import jax
+
+    from bert_jax.command_line import load_config
+    from bert_jax.tasks.base import load_task, training_batches
+    from bert_jax.training.optimizers import make_optimizer
+    from bert_jax.training.sharding import make_mesh, to_global
+    from bert_jax.training.state import abstract_state, initial_state
+    from bert_jax.training.step import make_train_step
+
+    config = load_config(str(CLASSIFY))
+    config.size, config.vocabulary = size, str(vocabulary)
+    config.data.train, config.data.max_length = str(data), max_length
+    config.batch_size, config.total_steps = batch_size, 1_000_000
+    task = load_task(config)
+    mesh = make_mesh(config.mesh)
+    optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
+    abstract = abstract_state(task.initialise, optimizer, mesh)
+    state = initial_state(task.initialise, optimizer, abstract, jax.random.key(0))
+    step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(1)), donate_argnums=0)
+    batches = training_batches(task, 0)
+    compiled: dict[Any, Any] = {}
+
+    def update() -> None:
+        nonlocal state
+        batch = to_global(next(batches), mesh)
+        shape = batch["token_ids"].shape
+        if shape not in compiled:
+            compiled[shape] = step.lower(state, batch).compile()
+        state, _ = compiled[shape](state, batch)
+
+    for _ in range(32):  # a window has batches of every length
+        update()
+
+    def turn(updates: int) -> float:
+        for _ in range(WARM_UP):
+            update()
+        jax.block_until_ready(state)
+        started = time.perf_counter()
+        for _ in range(updates):
+            update()
+        jax.block_until_ready(state)
+        return time.perf_counter() - started
+
+    return turn
+
+
+def trainer_turn(
+    data: Path, vocabulary: Path, size: str, batch_size: int, max_length: int, sampling: str
+) -> Turn:
+    """transformers' Trainer with its BertForSequenceClassification."""
+    import torch
+    import transformers
+
+    from bert_jax.data.tables import read_table
+    from bert_jax.models import sized_config
+
+    table = read_table(data, ["text", "label"])
+    labels = sorted(set(table.columns["label"]))
+    tokenizer = transformers.BertTokenizerFast(
+        vocab=str(vocabulary), vocab_file=str(vocabulary), do_lower_case=True
+    )
+    encoded = tokenizer(table.columns["text"], truncation=True, max_length=max_length)
+    rows = [
+        {"input_ids": ids, "labels": labels.index(label)}
+        for ids, label in zip(encoded["input_ids"], table.columns["label"], strict=True)
+    ]
+    shape = sized_config(size, len(tokenizer))
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.feed_forward_width,
+            num_labels=len(labels),
+        )
+    )
+
+    class Clock(transformers.TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    def turn(updates: int) -> float:
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as directory:
+            settings = transformers.TrainingArguments(
+                output_dir=directory,
+                per_device_train_batch_size=batch_size,
+                max_steps=WARM_UP + updates,
+                train_sampling_strategy=sampling,
+                seed=len(clock.ends),
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+                logging_strategy="no",
+            )
+            transformers.Trainer(
+                model=model,
+                args=settings,
+                train_dataset=rows,
+                data_collator=transformers.DataCollatorWithPadding(tokenizer),
+                callbacks=[clock],
+            ).train()
+        return clock.ends[-1] - clock.ends[WARM_UP - 1]
+
+    return turn
+
+
+def main() -> None:
+    """Runs the contestants in turns, prints the table, writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a table of texts and labels")
+    parser.add_argument("--vocabulary", type=Path, required=True, help="a vocab.txt")
+    parser.add_argument("--size", default="mini", help="model size")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
+    parser.add_argument("--updates", type=int, default=32, help="updates of a turn")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    arguments = parser.parse_args()
+
+    # Before either library starts its threads: both then use that many cores.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_freed_memory()  # as `bert_jax.train` does; the others in this process profit too
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    import torch
+    import transformers
+
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    shape = (arguments.size, arguments.batch_size, arguments.max_length)
+    ours = "bert_jax"
+    turns = {ours: our_turn(arguments.data, arguments.vocabulary, *shape)}
+    for name, sampling in (("at random", "random"), ("by length", "group_by_length")):
+        turns[f"Trainer, batches {name}"] = trainer_turn(
+            arguments.data, arguments.vocabulary, *shape, sampling
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(arguments.rounds):
+        for name, turn in turns.items():
+            seconds[name].append(turn(arguments.updates))
+
+    examples = arguments.updates * arguments.batch_size
+    medians = {name: statistics.median(times) / examples for name, times in seconds.items()}
+    print(
+        f"BERT-{arguments.size}, batch {arguments.batch_size}, at most {arguments.max_length} "
+        f"tokens, {arguments.threads} threads"
+    )
+    print(f"{'':28} {'ms an example':>14} {'fastest':>9} {'times ours':>11}")
+    for name, median in medians.items():
+        fastest = min(seconds[name]) / examples
+        ratio = median / medians[ours]
+        print(f"{name:28} {1e3 * median:14.2f} {1e3 * fastest:9.2f} {ratio:11.2f}")
+    if arguments.json:
+        from bert_jax.training.environment import environment
+
+        record = {
+            "settings": {key: str(value) for key, value in vars(arguments).items()},
+            "machine": environment()
+            | {"torch": torch.__version__, "transformers": transformers.__version__},
+            "seconds": seconds,
+            "median_seconds_an_example": medians,
+        }
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
