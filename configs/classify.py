@@ -19,23 +19,15 @@ from bert_jax.command_line import load_config, override_from_argument
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """The recipe, with the argument's keys set on top: ``KEY=VALUE,...``."""
-    config = load_config(str(Path(__file__).with_name("fine_tune.py")))
+    config = load_config(str(Path(__file__).with_name("tables.py")))
     config.task = "classification"  # or multi_label
     config.selection = "accuracy"  # or macro_f1, matthews_correlation, loss...
     # What each class counts in the loss: "balanced", or a tuple of numbers in the labels' order.
     config.class_weights = None
     config.data.update(
         {
-            "tfds": "",  # a TFDS data set; train, validation and test are then splits of it
-            "data_dir": "",  # where TFDS keeps its data, if not in its own place
-            # Files: .jsonl, .csv or .tsv, compressed (.gz, .xz, .zst) or not; several with commas.
-            "train": "",
-            "validation": "",
-            "test": "",
-            "validation_share": 0.1,  # of the training rows, where no validation file is given
             "text": "text",
             "second_text": "",  # for pairs of texts
-            "label": "label",
             "labels": (),  # their names in order; by default those that occur, sorted
             "label_separator": "|",  # between the labels of a multi_label row in CSV and TSV
             "submission": "name",  # how predictions give the class: name or number

@@ -15,6 +15,14 @@ RECIPES = (
     "pretrain.py:base",
     "pretrain.py:large,corpus=data/mine,data.max_length=512",
     "demo.py",
+    "glue.py:sst2",
+    "glue.py:stsb",
+    "glue.py:mnli",
+    "classify.py",
+    "regress.py",
+    "choose.py",
+    "embed.py",
+    "embed.py:stsb",
 )
 # Keys that users type and scripts rely on, in every recipe.
 COMMON_KEYS = (

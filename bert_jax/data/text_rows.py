@@ -100,8 +100,11 @@ def make_text_rows(
     frame = FRAME_OF_SINGLE if second is None else FRAME_OF_PAIR
     if max_length < frame + 2:
         raise UserError(f"max_length={max_length} leaves no room for text; give at least 8")
-    tokens, lengths = tokenizer.encode_flat([*first, *(second or ())])
-    starts = offsets_of(lengths)[:-1]
+    # Each distinct text is kept once: a context may stand in many rows.
+    distinct: dict[str, int] = {}
+    numbers = [distinct.setdefault(text, len(distinct)) for text in (*first, *(second or ()))]
+    tokens, lengths = tokenizer.encode_flat(list(distinct))
+    starts, lengths = offsets_of(lengths)[:-1][numbers], lengths[numbers]
     rows, room = len(first), max_length - frame
     special = SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
     if second is None:

@@ -223,6 +223,8 @@ REGISTRY: Mapping[str, str] = {
     "classification": "bert_jax.tasks.sequence_classification:Classification",
     "multi_label": "bert_jax.tasks.sequence_classification:MultiLabelClassification",
     "regression": "bert_jax.tasks.sequence_classification:Regression",
+    "choice": "bert_jax.tasks.choice:Choice",
+    "embedding": "bert_jax.tasks.embedding:Embedding",
 }
 
 

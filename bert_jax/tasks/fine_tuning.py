@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import ml_collections
 import numpy as np
+from flax import linen as nn
 
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
 from bert_jax.data.examples import pad_batch
@@ -148,14 +149,7 @@ class FineTuning(Task):
 
     def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Any:
         """The model's outputs for a batch; dropout only with a key."""
-        return self.model.apply(
-            {"params": params},
-            batch["token_ids"],
-            batch["segment_ids"],
-            batch["lengths"],
-            deterministic=dropout_key is None,
-            rngs=None if dropout_key is None else {"dropout": dropout_key},
-        )
+        return apply_model(self.model, params, batch, dropout_key)
 
     def scores(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """The metrics of ``score``."""
@@ -194,6 +188,35 @@ class FineTuning(Task):
         save_adapter(path, params, self.description, self._base_fingerprint)
         size = format_bytes(path.stat().st_size)
         return [f"{path} ({size}) adapts the encoder of {self.config.init_from}"]
+
+
+def apply_model(
+    model: nn.Module, params: Any, batch: Batch, dropout_key: jax.Array | None = None
+) -> Any:
+    """The outputs of a model for a batch of ``token_ids``, ``segment_ids`` and ``lengths``.
+
+    Args:
+      model: encodes sequences.
+      params: its parameters.
+      batch: int32 [B, L] twice, and [B].
+      dropout_key: for dropout; None is without.
+    """
+    return model.apply(
+        {"params": params},
+        batch["token_ids"],
+        batch["segment_ids"],
+        batch["lengths"],
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
+def one_text_a_row(batch: Batch) -> dict[str, Any]:
+    """A batch of rows of several texts, [B, K, ...], as what ``apply_model`` reads, [B*K, ...]."""
+    return {
+        name: batch[name].reshape(-1, *batch[name].shape[2:])
+        for name in ("token_ids", "segment_ids", "lengths")
+    }
 
 
 def _fingerprint(source: Rows) -> str:

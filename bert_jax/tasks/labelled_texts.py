@@ -10,8 +10,8 @@ import numpy as np
 
 from bert_jax.data.randomness import permutation
 from bert_jax.data.tables import Table, concatenate, read_table, read_tfds_table
-from bert_jax.data.text_rows import TextRows
 from bert_jax.errors import UserError
+from bert_jax.tasks.fine_tuning import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +19,12 @@ class LabelledRows:
     """Rows of text with a target each.
 
     Attributes:
-      texts: the rows.
+      texts: the rows' tokens.
       targets: what is learnt of each: int32 [N] classes, float32 [N] values or [N, T] labels.
       weights: float32 [N], what each counts in the loss; 0 where there is no label.
     """
 
-    texts: TextRows
+    texts: Rows
     targets: np.ndarray
     weights: np.ndarray
 
@@ -44,25 +44,32 @@ class LabelledRows:
         }
 
 
-def read_splits(data: ml_collections.ConfigDict, split: str) -> list[Table]:
+def read_splits(
+    data: ml_collections.ConfigDict,
+    split: str,
+    columns: Sequence[str],
+    *,
+    needs_labels: bool = True,
+) -> list[Table]:
     """The tables of a split; validation may have several, as MNLI does, separated by commas.
 
     Without a validation table, ``validation_share`` of the training rows, chosen at random, is kept
     apart.
 
     Args:
-      data: ``tfds``, ``train``, ``validation``, ``validation_share``, and the columns ``text``,
-        ``second_text`` and ``label``.
+      data: ``tfds``, ``train``, ``validation``, ``validation_share``, and the column ``label``.
       split: ``train`` or ``validation``.
+      columns: the columns that every row must have, besides the label.
+      needs_labels: whether training rows must have labels too.
 
     Raises:
       UserError: something cannot be read.
     """
-    columns = [column for column in (data.text, data.second_text) if column]
     # A test split's labels may be hidden; what is to be learnt from needs them.
-    needed, optional = (
-        ([*columns, data.label], ()) if split == "train" else (columns, (data.label,))
-    )
+    if split == "train" and needs_labels:
+        needed, optional = [*columns, data.label], []
+    else:
+        needed, optional = list(columns), [data.label]
 
     def read(name: str) -> Table:
         if data.tfds:

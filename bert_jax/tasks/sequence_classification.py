@@ -8,22 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from bert_jax.data.tables import Table, concatenate, texts_of
-from bert_jax.data.text_rows import make_text_rows
+from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
-from bert_jax.tasks.base import NEW, Batch, Start
-from bert_jax.tasks.fine_tuning import FineTuning, start_description
+from bert_jax.tasks.base import Batch
+from bert_jax.tasks.labelled_fine_tuning import LabelledFineTuning, token_sum
 from bert_jax.tasks.labelled_texts import (
     LabelledRows,
     class_numbers,
     find_names,
     label_sets,
-    read_splits,
     values_of,
 )
 from bert_jax.tasks.sequence_scores import (
@@ -34,88 +31,11 @@ from bert_jax.tasks.sequence_scores import (
 )
 from bert_jax.training.metrics import Ratio, Sums
 
-_LOWER_IS_BETTER = ("loss", "mse")
 # A label is predicted where its probability is above one half.
 _THRESHOLD = 0.5
 
 
-class _Sequences(FineTuning):
-    """What the three kinds share: the data, and scores by validation table.
-
-    Attributes:
-      labels: names of the classes or labels.
-    """
-
-    losses: Mapping[str, float] = {"loss": 1.0}
-    labels: tuple[str, ...] = ()
-
-    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
-        described = start_description(start)
-        if not start.trains and described is not None:
-            self.labels = described.labels
-        super().__init__(config, start)
-        self.selection = self.config.selection
-        self.higher_is_better = self.selection not in _LOWER_IS_BETTER
-
-    def read(self, split: str) -> LabelledRows:
-        """The rows of a split; the training rows' labels are all that there are."""
-        data = self.config.data
-        tables = read_splits(data, split)
-        table = concatenate(tables)
-        if split == "train":
-            self.prepare_labels(table)
-        else:
-            self._places = table.places
-            self._part_names = _part_names(str(data.validation), len(tables))
-            self._part_ends = np.cumsum([len(part) for part in tables]).tolist()
-        targets, weights = self.targets(table)
-        if split == "validation":
-            self._truth, self._known = targets, weights > 0
-            if self._start.trains and not self._known.any():
-                raise UserError(
-                    f"the validation rows of {data.validation} have no labels in the column "
-                    f"{data.label!r}; give others with --config.data.validation"
-                )
-        second = texts_of(table, data.second_text) if data.second_text else None
-        texts = make_text_rows(
-            texts_of(table, data.text), second, self.tokenizer, max_length=data.max_length
-        )
-        return LabelledRows(texts, targets, weights)
-
-    def prepare_labels(self, table: Table) -> None:
-        """Takes note of the labels of the training table."""
-
-    def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
-        """The targets of a table's rows, and float32 [N], 0 where one is hidden."""
-        raise NotImplementedError
-
-    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
-        """The metrics of some rows from their targets and the model's outputs [N, T]."""
-        raise NotImplementedError
-
-    def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        """The model's outputs: logits, or the value."""
-        return {"scores": self.apply(params, batch)}
-
-    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The metrics of each validation table; all but the first's have its name in front."""
-        scores: dict[str, float] = {}
-        start = 0
-        for name, end in zip(self._part_names, self._part_ends, strict=True):
-            rows = start + np.flatnonzero(self._known[start:end])
-            if rows.size:
-                part = self.score_part(self._truth[rows], outputs["scores"][rows])
-                scores |= {f"{name}{metric}": value for metric, value in part.items()}
-            start = end
-        return scores
-
-
-def _part_names(setting: str, parts: int) -> list[str]:
-    names = [name.strip().rpartition("/")[2].partition(".")[0] for name in setting.split(",")]
-    return [""] + [f"{name}_" for name in names[1:parts]]
-
-
-class Classification(_Sequences):
+class Classification(LabelledFineTuning):
     """One class of each text."""
 
     def prepare_labels(self, table: Table) -> None:
@@ -191,7 +111,7 @@ class Classification(_Sequences):
         ]
 
 
-class MultiLabelClassification(_Sequences):
+class MultiLabelClassification(LabelledFineTuning):
     """Any number of labels of each text."""
 
     def prepare_labels(self, table: Table) -> None:
@@ -248,7 +168,7 @@ class MultiLabelClassification(_Sequences):
         ]
 
 
-class Regression(_Sequences):
+class Regression(LabelledFineTuning):
     """A number for each text."""
 
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -276,11 +196,6 @@ class Regression(_Sequences):
         """Each row's value."""
         values_N = self.in_order_of_data(outputs)["scores"][:, 0]
         return [{"prediction": value} for value in values_N.tolist()]
-
-
-def token_sum(batch: Batch) -> Ratio:
-    """The real tokens of a batch, for the speed."""
-    return Ratio(jnp.sum(batch["lengths"]).astype(jnp.float32), jnp.ones(()))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

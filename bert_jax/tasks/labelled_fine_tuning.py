@@ -1,0 +1,116 @@
+"""What the tasks share that learn from tables of texts with a label in each row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from bert_jax.data.tables import Table, concatenate, texts_of
+from bert_jax.data.text_rows import make_text_rows
+from bert_jax.errors import UserError
+from bert_jax.tasks.base import NEW, Batch, Start
+from bert_jax.tasks.fine_tuning import FineTuning, Rows, start_description
+from bert_jax.tasks.labelled_texts import LabelledRows, read_splits
+from bert_jax.training.metrics import Ratio
+
+_LOWER_IS_BETTER = ("loss", "mse")
+
+
+class LabelledFineTuning(FineTuning):
+    """A task on texts with labels, scored on each validation table.
+
+    Attributes:
+      labels: names of the classes or labels.
+      needs_labels: whether nothing can be learnt or scored without them.
+    """
+
+    losses: Mapping[str, float] = {"loss": 1.0}
+    labels: tuple[str, ...] = ()
+    needs_labels = True
+
+    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
+        described = start_description(start)
+        if not start.trains and described is not None:
+            self.labels = described.labels
+        super().__init__(config, start)
+        self.selection = self.config.selection
+        self.higher_is_better = self.selection not in _LOWER_IS_BETTER
+
+    def read(self, split: str) -> LabelledRows:
+        """The rows of a split; the training rows' labels are all that there are."""
+        data = self.config.data
+        tables = read_splits(data, split, self.columns(split), needs_labels=self.needs_labels)
+        table = concatenate(tables)
+        if split == "train":
+            self.prepare_labels(table)
+        else:
+            self._places = table.places
+            self._part_names = _part_names(str(data.validation), len(tables))
+            self._part_ends = np.cumsum([len(part) for part in tables]).tolist()
+        targets, weights = self.targets(table)
+        if split == "validation":
+            self._truth, self._known = targets, weights > 0
+            if self._start.trains and self.needs_labels and not self._known.any():
+                raise UserError(
+                    f"the validation rows of {data.validation} have no labels in the column "
+                    f"{data.label!r}; give others with --config.data.validation"
+                )
+        return LabelledRows(self.texts(table), targets, weights)
+
+    def columns(self, split: str) -> Sequence[str]:
+        """The columns that every row of a split must have, besides the label."""
+        data = self.config.data
+        return [column for column in (data.text, data.second_text) if column]
+
+    def texts(self, table: Table) -> Rows:
+        """The tokens of a table's rows."""
+        data = self.config.data
+        second = texts_of(table, data.second_text) if data.second_text else None
+        return make_text_rows(
+            texts_of(table, data.text), second, self.tokenizer, max_length=data.max_length
+        )
+
+    def prepare_labels(self, table: Table) -> None:
+        """Takes note of the labels of the training table."""
+
+    def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        """The targets of a table's rows, and float32 [N], 0 where one is hidden."""
+        raise NotImplementedError
+
+    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+        """The metrics of some rows from their targets and the model's outputs [N, T]."""
+        raise NotImplementedError
+
+    def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """The model's outputs: logits, or the value."""
+        return {"scores": self.apply(params, batch)}
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The metrics of each validation table; all but the first's have its name in front."""
+        scores: dict[str, float] = {}
+        for name, rows in self.parts():
+            known = rows[self._known[rows]]
+            if known.size:
+                part = self.score_part(self._truth[known], outputs["scores"][known])
+                scores |= {f"{name}{metric}": value for metric, value in part.items()}
+        return scores
+
+    def parts(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The prefix of each validation table's metrics, and its rows: int64 [n]."""
+        first = 0
+        for name, end in zip(self._part_names, self._part_ends, strict=True):
+            yield name, np.arange(first, end)
+            first = end
+
+
+def _part_names(setting: str, parts: int) -> list[str]:
+    names = [name.strip().rpartition("/")[2].partition(".")[0] for name in setting.split(",")]
+    return [""] + [f"{name}_" for name in names[1:parts]]
+
+
+def token_sum(batch: Batch) -> Ratio:
+    """The real tokens of a batch, for the speed."""
+    return Ratio(jnp.sum(batch["lengths"]).astype(jnp.float32), jnp.ones(()))
