@@ -36,6 +36,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "text": "text",
             "second_text": "",  # for pairs of texts
             "label": "label",
+            "index": "",  # what predictions call a row; by default its position, from 0
             "labels": (),  # their names in order; by default those that occur, sorted
             "label_separator": "|",  # between the labels of a multi_label row in CSV and TSV
             "submission": "name",  # how predictions give the class: name or number

@@ -31,6 +31,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "text": "text",
             "second_text": "",  # for pairs of texts
             "label": "label",
+            "index": "",  # what predictions call a row; by default its position, from 0
         }
     )
     override_from_argument(config, argument)

@@ -52,7 +52,7 @@ def read_splits(data: ml_collections.ConfigDict, split: str) -> list[Table]:
 
     Args:
       data: ``tfds``, ``train``, ``validation``, ``validation_share``, and the columns ``text``,
-        ``second_text`` and ``label``.
+        ``second_text``, ``label`` and ``index``.
       split: ``train`` or ``validation``.
 
     Raises:
@@ -63,6 +63,8 @@ def read_splits(data: ml_collections.ConfigDict, split: str) -> list[Table]:
     needed, optional = (
         ([*columns, data.label], ()) if split == "train" else (columns, (data.label,))
     )
+    if data.get("index"):
+        optional = (*optional, data.index)
 
     def read(name: str) -> Table:
         if data.tfds:

@@ -65,7 +65,7 @@ class _Sequences(FineTuning):
         if split == "train":
             self.prepare_labels(table)
         else:
-            self._places = table.places
+            self._indices = table.columns.get(data.get("index"))
             self._part_names = _part_names(str(data.validation), len(tables))
             self._part_ends = np.cumsum([len(part) for part in tables]).tolist()
         targets, weights = self.targets(table)
@@ -92,6 +92,10 @@ class _Sequences(FineTuning):
     def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
         """The metrics of some rows from their targets and the model's outputs [N, T]."""
         raise NotImplementedError
+
+    def indices(self) -> Sequence[Any] | None:
+        """The column ``data.index`` of the validation rows, where they have one."""
+        return self._indices
 
     def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The model's outputs: logits, or the value."""
