@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     (directory / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS]))
     for name, size in (("train", 30), ("validation", 21), ("test", 13), ("hidden", 5)):
         rows = [
-            {"idx": size - row, "text": " ".join(rng.choice(WORDS, rng.integers(1, 20)))}
+            {"idx": size - row, "text": " ".join(rng.choice(WORDS, rng.integers(1, 6)))}
             | ({} if name == "hidden" else {"label": ["bad", "good"][row % 2]})
             for row in range(size)
         ]
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
         "data.validation": directory / "validation.jsonl",
         "data.test": directory / "test.jsonl",
         "data.index": "idx",
-        "data.max_length": 32,
+        "data.max_length": 8,
         "batch_size": 8,
     }.items():
         override_config(config, key, str(value))
