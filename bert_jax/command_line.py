@@ -152,7 +152,7 @@ def parse_config_flags(
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run keeps everything"
     )
-    rest, overrides = _take_overrides(sys.argv[1:] if argv is None else argv)
+    rest, overrides = take_overrides(sys.argv[1:] if argv is None else argv)
     parsed = parser.parse_args(rest)
     config = load_config(parsed.config)
     for key, text in overrides:
@@ -160,8 +160,15 @@ def parse_config_flags(
     return ConfigFlags(config=config.lock(), workdir=parsed.workdir)
 
 
-def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Splits off ``--config.KEY=VALUE`` and ``--config.KEY VALUE``, in their order."""
+def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Splits off ``--config.KEY=VALUE`` and ``--config.KEY VALUE``, in their order.
+
+    Returns:
+      The other arguments, and pairs of key and text.
+
+    Raises:
+      UserError: a key has no value.
+    """
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
     arguments = iter(argv)

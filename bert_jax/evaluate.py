@@ -1,12 +1,18 @@
 """Scores a run's checkpoint, exactly: ``python -m bert_jax.evaluate --workdir runs/base``.
 
-Every validation example counts once, whatever the batch size. The config and the vocabulary come
-out of the checkpoint; the data must be those that it was trained with.
+Every example counts once, whatever the batch size. The config and the vocabulary come out of the
+checkpoint. A fine-tuned model is scored on the split that it was validated on, or on another::
+
+    python -m bert_jax.evaluate --workdir runs/sst2 --split test --predictions SST-2.tsv
+    python -m bert_jax.evaluate --workdir runs/news --data more.jsonl --predictions more.out.jsonl
+
+Where the rows have no labels, the predictions are all that there is.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,9 +20,10 @@ import ml_collections
 
 from bert_jax.command_line import ArgumentParser, run
 from bert_jax.errors import UserError
-from bert_jax.tasks.base import Start, load_task, validation_batches
+from bert_jax.formats.predictions import SUFFIXES, check_name, write_predictions
+from bert_jax.tasks.base import Start, Task, load_task, validation_batches
 from bert_jax.training.checkpoints import Checkpoints
-from bert_jax.training.evaluation import evaluate
+from bert_jax.training.evaluation import Evaluation, evaluate
 from bert_jax.training.monitor import TOKENS
 from bert_jax.training.sharding import (
     ACTIVATION_RULES,
@@ -29,6 +36,42 @@ from bert_jax.training.step import make_evaluation_step
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line, scores and prints; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.predictions:
+        check_name(arguments.predictions)
+    scored = evaluate_checkpoint(
+        arguments.workdir,
+        arguments.step,
+        arguments.batch_size,
+        arguments.examples,
+        split=arguments.split,
+        data=arguments.data,
+    )
+    if not scored.values and not arguments.predictions:
+        raise UserError(
+            "the rows have no labels, so there is nothing to score; give --predictions FILE to "
+            "write what the model says of them"
+        )
+    if arguments.predictions:
+        if not scored.predictions:
+            raise UserError("the run's task predicts nothing; leave --predictions out")
+        write_predictions(arguments.predictions, scored.predictions)
+    if arguments.json:
+        details = {"details": scored.details} if scored.details else {}
+        print(json.dumps({"step": scored.step, **scored.values, **details}))
+        return 0
+    print(f"{arguments.workdir}, step {scored.step:,}")
+    width = max(map(len, scored.values), default=0)
+    for name, value in scored.values.items():
+        print(f"  {name:{width}}  {value:.4f}")
+    for line in describe_details(scored.details):
+        print(f"  {line}")
+    if arguments.predictions:
+        print(f"wrote {len(scored.predictions):,} predictions to {arguments.predictions}")
+    return 0
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m bert_jax.evaluate", description=__doc__)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run to score")
     parser.add_argument(
@@ -36,47 +79,80 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="default: that of the run")
     parser.add_argument(
-        "--examples", type=int, metavar="N", help="at most so many; default: the whole split"
+        "--examples",
+        type=int,
+        metavar="N",
+        help="of a pretraining run, at most so many; default: the whole split",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--split",
+        choices=("validation", "test"),
+        default="validation",
+        help="what the config names as data.validation (default) or data.test",
+    )
+    which.add_argument(
+        "--data", default="", metavar="FILE|SPLIT", help="other data: a table, or a split of TFDS"
+    )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help=f"write what the model says of each row, in the format of the ending: "
+        f"{', '.join(SUFFIXES)}; .tsv is GLUE's submission, .json SQuAD's",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(argv)
-    step, values = evaluate_checkpoint(
-        arguments.workdir, arguments.step, arguments.batch_size, arguments.examples or 0
-    )
-    if arguments.json:
-        print(json.dumps({"step": step, **values}))
-        return 0
-    print(f"{arguments.workdir}, step {step:,}")
-    width = max(map(len, values))
-    for name, value in values.items():
-        print(f"  {name:{width}}  {value:.4f}")
-    return 0
+    return parser
+
+
+class Scored(NamedTuple):
+    """What a checkpoint is worth on a split.
+
+    Attributes:
+      step: the checkpoint's.
+      values: its metrics by name; none where the rows have no labels.
+      details: what else the task has to say, as plain JSON.
+      predictions: of each row, in the data's order, with its ``index``; of some tasks none.
+    """
+
+    step: int
+    values: dict[str, float]
+    details: dict[str, Any]
+    predictions: list[dict[str, Any]]
 
 
 def evaluate_checkpoint(
-    workdir: str | Path, which: str, batch_size: int | None, examples: int
-) -> tuple[int, dict[str, float]]:
-    """Scores one checkpoint on the validation split.
+    workdir: str | Path,
+    which: str,
+    batch_size: int | None = None,
+    examples: int | None = None,
+    *,
+    split: str = "validation",
+    data: str = "",
+) -> Scored:
+    """Scores one checkpoint.
 
     Args:
       workdir: the run.
       which: ``latest``, ``best`` or a step.
       batch_size: examples at a time; None for the run's.
-      examples: at most so many; 0 for all.
-
-    Returns:
-      The checkpoint's step, and its metrics by name.
+      examples: of a pretraining run, at most so many; None for all.
+      split: ``validation`` or ``test``, as the run's config has them.
+      data: other data instead, of fine-tuned models: files, or splits of the run's TFDS data set,
+        with commas between several.
 
     Raises:
-      UserError: there is no such checkpoint, or the data have changed since.
+      UserError: there is no such checkpoint or split, or the data have changed since.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
         record = checkpoints.record(step)
         config = ml_collections.ConfigDict(record.config)
         if "evaluation" in config:
-            config.evaluation.examples = examples
-        task = load_task(config, Start(record.assets, record.identity))
+            config.evaluation.examples = examples or 0
+        elif examples is not None:
+            raise UserError(f"a run of {config.task!r} is scored whole; leave --examples out")
+        _choose_data(config, split, data)
+        task = load_task(config, Start(record.assets, record.identity, trains=False))
         if task.identity() != record.identity:
             raise UserError(
                 f"the data of {workdir} have changed since step {step}: they were "
@@ -91,7 +167,7 @@ def evaluate_checkpoint(
                 f"a batch of {size} does not divide over {batch_shards(mesh)} devices; give "
                 "another --batch_size"
             )
-        if examples < 0 or not task.validation_size(phase):
+        if (examples or 0) < 0 or not task.validation_size(phase):
             raise UserError(
                 f"{workdir} has no validation examples to score; check --examples and the corpus"
             )
@@ -101,8 +177,52 @@ def evaluate_checkpoint(
             evaluation_step = jax.jit(make_evaluation_step(task))
             result = evaluate(evaluation_step, params, batches, task.validation_size(phase), mesh)
     assert result is not None
+    return _scored(step, task, result)
+
+
+def _choose_data(config: ml_collections.ConfigDict, split: str, data: str) -> None:
+    """Puts what is to be scored in the place of the run's validation data."""
+    if split == "validation" and not data:
+        return
+    if "validation" not in config.get("data", {}):
+        raise UserError(
+            f"a run of {config.task!r} has a validation split only; leave --split and --data out"
+        )
+    if data and all(Path(name.strip()).expanduser().is_file() for name in data.split(",")):
+        config.data.tfds = ""  # a file, though the run's own data are a TFDS data set
+    config.data.validation = data or config.data.get("test", "")
+    if not config.data.validation:
+        raise UserError("the run's config names no test data; give them with --data FILE")
+
+
+def _scored(step: int, task: Task, result: Evaluation) -> Scored:
     result.sums.pop(TOKENS, None)
-    return step, task.metrics(result.sums) | task.scores(result.outputs)
+    values: dict[str, float] = {}
+    # Without labels nothing has any weight.
+    if any(result.sums[name].weight for name in task.losses):
+        values = task.metrics(result.sums) | task.scores(result.outputs)
+    predictions = task.predictions(result.outputs)
+    indices = task.indices() or range(len(predictions))
+    if predictions:
+        predictions = [
+            {"index": index, **row} for index, row in zip(indices, predictions, strict=True)
+        ]
+    return Scored(step, values, task.details(result.outputs), predictions)
+
+
+def describe_details(details: Mapping[str, Any]) -> list[str]:
+    """A task's details as lines: a confusion matrix as a table, all else as JSON."""
+    rest = dict(details)
+    lines = []
+    if matrix := rest.pop("confusion_matrix", None):
+        labels = rest.pop("labels")
+        table = [["truth \\ predicted", *labels]]
+        table += [[name, *map(str, row)] for name, row in zip(labels, matrix, strict=True)]
+        first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
+        for name, *row in table:
+            cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  ".join([name.ljust(first), *cells]))
+    return lines + [f"{name}: {json.dumps(value)}" for name, value in rest.items()]
 
 
 if __name__ == "__main__":

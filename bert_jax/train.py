@@ -48,6 +48,7 @@ from bert_jax.training.plan import describe_run, describe_step
 from bert_jax.training.preemption import Preemption
 from bert_jax.training.progress import Progress
 from bert_jax.training.report import write_report
+from bert_jax.training.result import RESULT, find_result, write_result
 from bert_jax.training.sharding import ACTIVATION_RULES, batch_shards, make_mesh, to_global
 from bert_jax.training.speed import SpeedMeter
 from bert_jax.training.state import TrainState, abstract_state, initial_state
@@ -216,10 +217,19 @@ def _train(
             return preemption.exit_code
         if is_first:
             log.close()
+            metrics = read_metrics(workdir / METRICS)
+            judged_by = find_result(
+                metrics,
+                task.selection,
+                task.higher_is_better,
+                first_step=task.phase_at(step).first_step,
+                best=config.checkpoints.keep_best,
+            )
+            write_result(workdir / RESULT, judged_by)
             write_report(
                 workdir / REPORT,
                 title=f"{config.task}: {workdir.name}",
-                metrics=read_metrics(workdir / METRICS),
+                metrics=metrics,
                 config=json.dumps(record.config, indent=2),
                 # With the corpus's fingerprint, by which a result can be cited.
                 environment=record.environment | {"data": json.dumps(record.identity)},

@@ -9,6 +9,9 @@ split, by each task's official metrics; for the test server::
 
     python -m bert_jax.evaluate --workdir runs/sst2 --split test --predictions SST-2.tsv
 
+MNLI has two test splits, so two submissions: ``--data test_matched --predictions MNLI-m.tsv`` and
+``--data test_mismatched --predictions MNLI-mm.tsv``.
+
 Cost and result: see the README's table of fine-tuning.
 """
 
@@ -49,6 +52,8 @@ def get_config(argument: str) -> ml_collections.ConfigDict:
     config.data.validation = "validation"
     config.data.test = "test"
     config.data.validation_share = 0.0
+    # TFDS has the rows in an order of its own; the test server goes by these numbers.
+    config.data.index = "idx"
     config.data.text = text
     config.data.second_text = second_text
     if task == "mnli":

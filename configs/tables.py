@@ -20,6 +20,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "test": "",
             "validation_share": 0.1,  # of the training rows, where no validation file is given
             "label": "label",
+            "index": "",  # what predictions call a row; by default its position, from 0
         }
     )
     override_from_argument(config, argument)

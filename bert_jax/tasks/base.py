@@ -145,6 +145,10 @@ class Task(abc.ABC):
         """
         return []
 
+    def indices(self) -> Sequence[Any] | None:
+        """What the data call each validation example, in their order; None: its position."""
+        return None
+
     def data_metrics(self, step: int) -> dict[str, float]:
         """What the run has read after ``step`` updates, for the log."""
         return {}

@@ -47,7 +47,7 @@ class LabelledFineTuning(FineTuning):
         if split == "train":
             self.prepare_labels(table)
         else:
-            self._places = table.places
+            self._indices = table.columns.get(self.config.data.index)
             self._part_names = _part_names(str(data.validation), len(tables))
             self._part_ends = np.cumsum([len(part) for part in tables]).tolist()
         targets, weights = self.targets(table)
@@ -87,6 +87,10 @@ class LabelledFineTuning(FineTuning):
     def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The model's outputs: logits, or the value."""
         return {"scores": self.apply(params, batch)}
+
+    def indices(self) -> Sequence[Any] | None:
+        """The column ``data.index`` of the validation rows, where they have one."""
+        return self._indices
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """The metrics of each validation table; all but the first's have its name in front."""

@@ -57,7 +57,8 @@ def read_splits(
     apart.
 
     Args:
-      data: ``tfds``, ``train``, ``validation``, ``validation_share``, and the column ``label``.
+      data: ``tfds``, ``train``, ``validation``, ``validation_share``, and the columns
+        ``label`` and ``index``.
       split: ``train`` or ``validation``.
       columns: the columns that every row must have, besides the label.
       needs_labels: whether training rows must have labels too.
@@ -70,6 +71,8 @@ def read_splits(
         needed, optional = [*columns, data.label], []
     else:
         needed, optional = list(columns), [data.label]
+    if data.index:
+        optional = [*optional, data.index]
 
     def read(name: str) -> Table:
         if data.tfds:

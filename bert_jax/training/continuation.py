@@ -1,5 +1,6 @@
 """Whether a run may go on from a checkpoint, and what has changed since."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ def check_resumable(
 def changes(previous: RunRecord, current: RunRecord) -> list[str]:
     """One sentence, if anything that decides a run's numbers changed at a resume."""
     found = describe_changes(previous.environment, current.environment)
-    found += describe_changes(_flatten(previous.config), _flatten(current.config))
+    found += config_changes(previous.config, current.config)
     return [f"changed at step {previous.step:,}: {', '.join(found)}"] if found else []
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """A phrase for every key of two configs whose values differ."""
+    return describe_changes(_flatten(before), _flatten(after))
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
