@@ -143,7 +143,7 @@ def test_a_workdir_is_locked_and_a_finished_run_says_so(tmp_path, run_program, s
         (["--config.mesh.fsdp=3"], "does not fit the 1 devices"),
         (["--config.data.objective=nps"], "use one of nsp, sop, none"),
         (["--config.task=nothing"], "config.task='nothing' is no task"),
-        (["--config.init_from=nowhere"], "nowhere holds no checkpoints"),
+        (["--config.init_from=nowhere"], "nowhere holds no model"),
     ],
 )
 def test_wrong_settings_cost_one_line(tmp_path, run_program, small_run, overrides, message):
