@@ -34,7 +34,7 @@ from bert_jax.tasks.base import (
     training_batches,
     validation_batches,
 )
-from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
+from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.continuation import changes, check_resumable
 from bert_jax.training.early_stopping import EarlyStopping
 from bert_jax.training.environment import environment
@@ -84,9 +84,6 @@ def _train(
 ) -> int:
     with contextlib.ExitStack() as stack:
         # --- What to train, and from where. ---
-        # A new run's settings are checked before anything is opened that would have to be closed.
-        is_new = not (workdir / DIRECTORY).exists()
-        begun = _begin(config, None, mesh) if is_new else None
         checkpoints = stack.enter_context(
             Checkpoints(
                 workdir,
@@ -96,8 +93,12 @@ def _train(
         )
         resumed_at = checkpoints.latest()
         previous = None if resumed_at is None else checkpoints.record(resumed_at)
-        task, origin = begun or _begin(config, previous, mesh)
+        origin = None
+        if config.init_from and previous is None:
+            origin = load(config.init_from, mesh=mesh)
+        task = load_task(config, _start(previous, origin))
         config = task.config
+        _check_settings(config, task.phases, mesh)
         optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
         freeze = FreezeOptions.from_mapping(config.get("freeze", {}))
         masking = functools.partial(trainable, options=freeze)
@@ -271,16 +272,6 @@ def _check_settings(
                 f"the mesh (data × fsdp) times {config.accumulation_steps} accumulation steps; "
                 f"set --config.batch_size to a multiple of {parts}"
             )
-
-
-def _begin(
-    config: ml_collections.ConfigDict, previous: RunRecord | None, mesh: jax.sharding.Mesh
-) -> tuple[Task, Pretrained | None]:
-    """The task, and for a new run what it starts from."""
-    origin = load(config.init_from, mesh=mesh) if config.init_from and previous is None else None
-    task = load_task(config, _start(previous, origin))
-    _check_settings(task.config, task.phases, mesh)
-    return task, origin
 
 
 def _start(previous: RunRecord | None, origin: Pretrained | None) -> Start:

@@ -76,11 +76,11 @@ class Checkpoints:
         self._keep_last = keep_last
         self._keep_best = keep_best
         self._read_only = read_only
+        if not read_only:
+            self._remove_unfinished()
         self._manager = ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(
-                create=not read_only, cleanup_tmp_directories=not read_only
-            ),
+            options=ocp.CheckpointManagerOptions(create=not read_only),
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
                 "optimizer": ocp.StandardCheckpointHandler(),
@@ -153,6 +153,16 @@ class Checkpoints:
         self._scores = {s: old for s, old in self._scores.items() if s in on_disk} | {step: score}
         write_atomically(self._scores_file, json.dumps(self._scores).encode())
         return is_best
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a kill left half-written.
+
+        Orbax's manager would do it in a thread that it never waits for, and that fails loudly in a
+        run that ends at once.
+        """
+        if self._directory.exists():
+            for unfinished in ocp.utils.tmp_checkpoints(self._directory):
+                unfinished.get().rmtree()
 
     def _read_scores(self) -> dict[int, tuple[int, float]]:
         if not self._scores_file.exists():

@@ -106,3 +106,17 @@ def test_a_vocabulary_of_fewer_tokens_is_no_other_padding(tmp_path):
         smaller = jax.tree.map(lambda leaf: leaf[:6] if leaf.ndim else leaf, make_tables(8))
         with pytest.raises(UserError, match="more than 6 tokens"):
             checkpoints.restore(1, smaller)
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), make_record(1))
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "params").touch()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
+    assert half.exists()  # a run may be writing it
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not half.exists()
+        assert checkpoints.steps() == [1]
