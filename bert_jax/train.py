@@ -308,6 +308,11 @@ def _log_validation(
     log.write(step, {f"validation/{name}": value for name, value in values.items()})
     shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     progress.note(f"step {step:,}: validation {shown}")
+    if task.selection not in values:
+        raise UserError(
+            f"--config.selection={task.selection!r} is no metric of this task; choose one of "
+            f"{', '.join(values)}"
+        )
     return values[task.selection]
 
 

@@ -32,6 +32,7 @@ _STSB = {
     "second_text": "sentence2",
     "objective": "similarity",
     "label_range": (0.0, 5.0),
+    "hidden_label": -1.0,  # as TFDS has it for the test split
 }
 
 
@@ -54,6 +55,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "second_text": "second_text",
             "negative": "",  # a column of hard negatives, for ranking
             "objective": "ranking",  # or similarity
+            "hidden_label": None,  # a number that stands for a label that is not told
             "label_range": (0.0, 1.0),  # the labels that mean nothing alike, and the same
         }
     )

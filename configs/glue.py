@@ -59,7 +59,9 @@ def get_config(argument: str) -> ml_collections.ConfigDict:
     if task == "mnli":
         config.data.validation = "validation_matched,validation_mismatched"
         config.data.test = "test_matched,test_mismatched"
-    if task != "stsb":
+    if task == "stsb":
+        config.data.hidden_label = -1.0  # as TFDS has it for the test split
+    else:
         config.data.submission = "name" if task in _NAMED else "number"
     override_from_argument(config, settings)
     return config

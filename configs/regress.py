@@ -23,6 +23,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         {
             "text": "text",
             "second_text": "",  # for pairs of texts
+            "hidden_label": None,  # a number that stands for a label that is not told
         }
     )
     override_from_argument(config, argument)

@@ -267,7 +267,7 @@ def _decompressed(raw: BinaryIO, suffix: str) -> contextlib.AbstractContextManag
 
 
 def _cut_bytes(stream: Readable) -> Iterator[tuple[int, bytes]]:
-    """(Offset, bytes) of blocks, cut after a line break, else a space, else a whole character."""
+    """(Offset, bytes) of blocks, cut after a line break, else white space, else a character."""
     offset = 0
     rest = b""
     while new := stream.read(MAX_PIECE_CHARACTERS - len(rest)):
@@ -275,7 +275,9 @@ def _cut_bytes(stream: Readable) -> Iterator[tuple[int, bytes]]:
         if len(block) < MAX_PIECE_CHARACTERS:
             rest = block
             continue
-        end = block.rfind(b"\n") + 1 or block.rfind(b" ") + 1 or _last_character_start(block)
+        # Any white space: a block of nothing else is left out, and must not have parted two words.
+        space = max(block.rfind(character) for character in b" \t\r\v\f") + 1
+        end = block.rfind(b"\n") + 1 or space or _last_character_start(block)
         yield offset, block[:end]
         offset += end
         rest = block[end:]

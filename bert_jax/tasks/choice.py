@@ -76,9 +76,11 @@ class Choice(LabelledFineTuning):
             "tokens": token_sum(batch),
         }
 
-    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    def score_labels(
+        self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
         """Accuracy."""
-        return {"accuracy": float(np.mean(outputs.argmax(axis=-1) == truth))}
+        return {"accuracy": float(np.mean(outputs["scores"].argmax(axis=-1) == truth))}
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """The number of each row's choice, from 0, and the probabilities of all."""

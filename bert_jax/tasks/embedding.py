@@ -117,13 +117,12 @@ class Embedding(LabelledFineTuning):
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
         """float32 [N], the cosines to learn; without that objective, the labels as they are."""
         data = self.config.data
-        values_N, known_N = values_of(table, data.label)
+        values_N, known_N = values_of(table, data.label, data.hidden_label)
         if not self.needs_labels:
             return values_N, known_N
         lowest, highest = data.label_range
         outside_N = (values_N < lowest) | (values_N > highest)
-        # Evaluation may meet the placeholders of hidden labels.
-        if self._start.trains and (rows := np.flatnonzero(known_N * outside_N).tolist()):
+        if rows := np.flatnonzero(known_N * outside_N).tolist():
             raise UserError(
                 f"{table.places[rows[0]]} has {values_N[rows[0]]:g} in the column {data.label!r}, "
                 f"which is not from {lowest:g} to {highest:g}; set --config.data.label_range"
@@ -179,22 +178,20 @@ class Embedding(LabelledFineTuning):
             "text_numbers": batch["text_numbers"],
         }
 
-    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The metrics of each validation table; all but the first's have its name in front."""
-        scores: dict[str, float] = {}
-        for name, rows in self.parts():
-            part: dict[str, float] = {}
-            known = rows[self._known[rows]]
-            if not self.needs_labels:
-                part = score_retrieval(
-                    outputs["embeddings"][rows], outputs["text_numbers"][rows], self.config.scale
-                )
-            if known.size:
-                cosines = _cosines(outputs["embeddings"][known])
-                correlations = score_values(self._truth[known], cosines)
-                part |= {key: correlations[key] for key in ("pearson", "spearman")}
-            scores |= {f"{name}{metric}": value for metric, value in part.items()}
-        return scores
+    def score_rows(self, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The metrics of some validation rows; those of ranking need no labels."""
+        scores = super().score_rows(rows, outputs)
+        if self.needs_labels:
+            return scores
+        ranked = outputs["embeddings"][rows], outputs["text_numbers"][rows]
+        return score_retrieval(*ranked, self.config.scale) | scores
+
+    def score_labels(
+        self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """Correlations of the cosines with the labels."""
+        correlations = score_values(truth, _cosines(outputs["embeddings"]))
+        return {name: correlations[name] for name in ("pearson", "spearman")}
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's cosine."""

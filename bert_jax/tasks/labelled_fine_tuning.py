@@ -1,5 +1,6 @@
 """What the tasks share that learn from tables of texts with a label in each row."""
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,13 +77,15 @@ class LabelledFineTuning(FineTuning):
     def prepare_labels(self, table: Table) -> None:
         """Takes note of the labels of the training table."""
 
+    @abc.abstractmethod
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
         """The targets of a table's rows, and float32 [N], 0 where one is hidden."""
-        raise NotImplementedError
 
-    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
-        """The metrics of some rows from their targets and the model's outputs [N, T]."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def score_labels(
+        self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """The metrics of labelled rows from their targets and the model's outputs for them."""
 
     def outputs(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The model's outputs: logits, or the value."""
@@ -96,11 +99,18 @@ class LabelledFineTuning(FineTuning):
         """The metrics of each validation table; all but the first's have its name in front."""
         scores: dict[str, float] = {}
         for name, rows in self.parts():
-            known = rows[self._known[rows]]
-            if known.size:
-                part = self.score_part(self._truth[known], outputs["scores"][known])
-                scores |= {f"{name}{metric}": value for metric, value in part.items()}
+            part = self.score_rows(rows, outputs)
+            scores |= {f"{name}{metric}": value for metric, value in part.items()}
         return scores
+
+    def score_rows(self, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The metrics of some validation rows, int64 [n], from the outputs of all of them."""
+        known = rows[self._known[rows]]
+        if not known.size:
+            return {}
+        return self.score_labels(
+            self._truth[known], {name: array[known] for name, array in outputs.items()}
+        )
 
     def parts(self) -> Iterator[tuple[str, np.ndarray]]:
         """The prefix of each validation table's metrics, and its rows: int64 [n]."""

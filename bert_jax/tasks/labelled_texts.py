@@ -189,8 +189,15 @@ def label_sets(table: Table, column: str, separator: str) -> list[list[str]]:
     return sets
 
 
-def values_of(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+def values_of(
+    table: Table, column: str, hidden: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers to predict: float32 [N], and float32 [N], 0 where there is none.
+
+    Args:
+      table: the rows.
+      column: the numbers' column; without it all are hidden.
+      hidden: the number that stands for a hidden one, if the data have any.
 
     Raises:
       UserError: a value is no number.
@@ -200,7 +207,7 @@ def values_of(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     values = np.zeros(len(table), np.float32)
     known = np.ones(len(table), np.float32)
     for row, value in enumerate(table.columns[column]):
-        if value in (None, ""):
+        if value in (None, "", hidden):
             known[row] = 0.0
             continue
         try:

@@ -3,6 +3,7 @@
 Shapes: B batch, N examples, T targets (classes or labels).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from bert_jax.tasks.labelled_texts import (
 from bert_jax.tasks.sequence_scores import (
     confusion_matrix,
     score_classes,
-    score_labels,
+    score_label_sets,
     score_values,
 )
 from bert_jax.training.metrics import Ratio, Sums
@@ -53,12 +54,13 @@ class Classification(LabelledFineTuning):
         return class_numbers(table, self.config.data.label, self.labels)
 
     def read(self, split: str) -> LabelledRows:
-        """The rows of a split; the weights of training rows follow their classes."""
+        """The rows of a split; training rows count in the loss as their classes do."""
         rows = super().read(split)
-        if split == "train":
-            used = rows.targets[rows.weights > 0]
-            self._class_weights = _class_weights(self.config.class_weights, used, len(self.labels))
-        return rows
+        if split != "train":
+            return rows
+        used = rows.targets[rows.weights > 0]
+        of_class = _class_weights(self.config.class_weights, used, len(self.labels))
+        return dataclasses.replace(rows, weights=rows.weights * of_class[rows.targets])
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences."""
@@ -73,19 +75,17 @@ class Classification(LabelledFineTuning):
         """Cross-entropy, in training weighted by class, and accuracy."""
         logits_BT = self.apply(params, batch, dropout_key)
         weights_B = batch["weights"] * batch["example_weights"]
-        loss_weights_B = weights_B
-        if self._start.trains:
-            loss_weights_B = weights_B * jnp.asarray(self._class_weights)[batch["targets"]]
-        loss = cross_entropy_sum(logits_BT, batch["targets"], loss_weights_B)
         return {
-            "loss": Ratio(*loss),
-            "accuracy": Ratio(*correct_sum(logits_BT, batch["targets"], weights_B)),
+            "loss": Ratio(*cross_entropy_sum(logits_BT, batch["targets"], weights_B)),
+            "accuracy": Ratio(*correct_sum(logits_BT, batch["targets"], weights_B > 0)),
             "tokens": token_sum(batch),
         }
 
-    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    def score_labels(
+        self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
         """Accuracy, Matthews' correlation, precision, recall and F1."""
-        return score_classes(truth, outputs.argmax(axis=-1), len(self.labels))
+        return score_classes(truth, outputs["scores"].argmax(axis=-1), len(self.labels))
 
     def details(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The confusion matrix."""
@@ -152,9 +152,12 @@ class MultiLabelClassification(LabelledFineTuning):
         total = jnp.sum(weights_B * jnp.mean(losses_BT, axis=-1))
         return {"loss": Ratio(total, jnp.sum(weights_B)), "tokens": token_sum(batch)}
 
-    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    def score_labels(
+        self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
         """Accuracy of whole sets, precision, recall and F1."""
-        return score_labels(truth.astype(int), (_sigmoid(outputs) > _THRESHOLD).astype(int))
+        predicted = _sigmoid(outputs["scores"]) > _THRESHOLD
+        return score_label_sets(truth.astype(int), predicted.astype(int))
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's labels and the probabilities of all."""
@@ -173,7 +176,8 @@ class Regression(LabelledFineTuning):
 
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
         """float32 [N] values."""
-        return values_of(table, self.config.data.label)
+        data = self.config.data
+        return values_of(table, data.label, data.hidden_label)
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with one output."""
@@ -188,9 +192,11 @@ class Regression(LabelledFineTuning):
         total = jnp.sum(weights_B * jnp.square(values_B - batch["targets"]))
         return {"loss": Ratio(total, jnp.sum(weights_B)), "tokens": token_sum(batch)}
 
-    def score_part(self, truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    def score_labels(
+        self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
         """Pearson's and Spearman's correlation, mean squared error."""
-        return score_values(truth, outputs[:, 0])
+        return score_values(truth, outputs["scores"][:, 0])
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's value."""

@@ -33,7 +33,7 @@ def score_classes(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dic
     return scores
 
 
-def score_labels(truth_NT: np.ndarray, predicted_NT: np.ndarray) -> dict[str, float]:
+def score_label_sets(truth_NT: np.ndarray, predicted_NT: np.ndarray) -> dict[str, float]:
     """Metrics of sets of labels.
 
     Args:

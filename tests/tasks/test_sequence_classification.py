@@ -167,6 +167,16 @@ def test_class_weights_weigh_the_loss(make_task):
         make_task(class_weights="(1.0, 2.0)")
 
 
+def test_class_weights_leave_validation_alone(make_task):
+    weighted, plain = make_task(class_weights="(1.0, 2.0, 0.0)"), make_task()
+    params = initialise(plain)
+    expected = run_evaluation(plain, params).sums["loss"]
+    assert run_evaluation(weighted, params).sums["loss"] == expected
+    start = Start(weighted.assets(), weighted.identity(), trains=False)
+    again = make_task(start=start, class_weights="(1.0, 2.0, 0.0)")
+    assert run_evaluation(again, params).sums["loss"] == expected
+
+
 def metrics_log_loss(logits, targets):
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -208,3 +218,14 @@ def test_one_label_only_is_refused(make_task, files, tmp_path):
     path.write_text('{"text": "good", "label": "x"}\n' * 3)
     with pytest.raises(UserError, match="have one label only, 'x'"):
         make_task(data__train=path)
+
+
+def test_hidden_values_are_not_scored(make_task, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"text": "good", "value": -1.0}\n{"text": "bad", "value": 2.0}\n')
+    start_from = make_task("regress", data__label="value")
+    start = Start(start_from.assets(), start_from.identity(), trains=False)
+    settings = {"data__label": "value", "data__validation": path, "start": start}
+    for hidden, weight in ((None, 2), (-1.0, 1)):
+        task = make_task("regress", data__hidden_label=hidden, **settings)
+        assert run_evaluation(task, initialise(task)).sums["loss"].weight == weight
