@@ -173,10 +173,16 @@ def test_an_interrupted_command_leaves_nothing(tmp_path, number):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
+        # Where a shell started the tests in the background, SIGINT is ignored, and children inherit
+        # that.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
-    with pipe.open("w"):  # opens when the command has begun to read
+    with process, pipe.open("w"):  # opens when the command has begun to read
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert os.listdir(tmp_path) == ["never_ending.txt"]
