@@ -11,7 +11,6 @@ counts. The contestants take turns within one process; the table gives medians o
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bert_jax.training.host_memory import keep_freed_memory
+from cpu_threads import use_cpu
 
 CLASSIFY = Path(__file__).parents[1] / "configs" / "classify.py"
 # The updates of a turn that only warm up; for the Trainer starts anew with every turn.
@@ -158,11 +157,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     arguments = parser.parse_args()
 
-    # Before either library starts its threads: both then use that many cores.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    keep_freed_memory()  # as `bert_jax.train` does; the others in this process profit too
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cpu(arguments.threads)
     import torch
     import transformers
 

@@ -12,7 +12,6 @@ one process, so that a slow spell of the machine meets all of them; the table gi
 import argparse
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from bert_jax.training.host_memory import keep_freed_memory
+from cpu_threads import use_cpu
 
 VOCABULARY_SIZE = 30522
 PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
@@ -133,11 +131,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     arguments = parser.parse_args()
 
-    # Before either library starts its threads: both then use that many cores.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    keep_freed_memory()  # as `bert_jax.train` does; the others in this process profit too
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cpu(arguments.threads)
 
     size, length = arguments.size, arguments.length
     ours = "bert_jax"
