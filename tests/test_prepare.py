@@ -163,6 +163,8 @@ def test_a_standing_output_is_kept_unless_told_otherwise(text, tmp_path):
 def test_an_interrupted_command_leaves_nothing(tmp_path, number):
     pipe = tmp_path / "never_ending.txt"
     os.mkfifo(pipe)
+    # Of tests that a shell started in the background, children inherit that SIGINT is ignored.
+    before = signal.signal(number, signal.SIG_DFL)
     process = subprocess.Popen(
         [
             sys.executable,
@@ -173,10 +175,8 @@ def test_an_interrupted_command_leaves_nothing(tmp_path, number):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        # Where a shell started the tests in the background, SIGINT is ignored, and children inherit
-        # that.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
+    signal.signal(number, before)
     with process, pipe.open("w"):  # opens when the command has begun to read
         process.send_signal(number)
         try:
