@@ -31,6 +31,7 @@ from bert_jax.errors import UserError
 from bert_jax.training.preemption import EXIT_INTERRUPTED
 
 EXIT_USER_ERROR = 2
+EXIT_BROKEN_PIPE = 141
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # writing to an open file names no file
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -40,8 +41,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs an entry point and exits with its code; a mistake of the user's costs one line.
 
     ``UserError`` and a full or unwritable disk end with ``error: ...`` on standard error and code
-    2, Ctrl-C with ``interrupted`` and code 130. Whatever else is raised is a fault of the program
-    and keeps its traceback.
+    2, Ctrl-C with ``interrupted`` and code 130, and standard output that nobody reads any more in
+    silence with code 141, as shells have it. Whatever else is raised is a fault of the program and
+    keeps its traceback.
 
     Args:
       main: the program; returns its exit code, None for 0.
@@ -55,6 +57,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = main()
     except UserError as error:
         code = _fail(str(error))
+    except BrokenPipeError:
+        # What reads the output, such as ``head``, has read enough. Python would still flush it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_BROKEN_PIPE
     except OSError as error:
         forbidden = error.errno in _FORBIDDEN and error.filename is not None
         if error.errno not in _FULL_DISK and not forbidden:

@@ -5,24 +5,25 @@ Shapes: B batch, L length, D model width.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from bert_jax.data.text_rows import make_text_rows
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.formats.hugging_face import is_model_directory, read_model
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ASSET, ModelDescription, Pooling
 from bert_jax.models.encoder import Encoder
-from bert_jax.models.heads import mean_pool
+from bert_jax.models.pooling import sentence_embeddings
+from bert_jax.prediction.batches import apply_to_rows, mesh_of
 from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.sharding import abstract_parameters, make_mesh
 
@@ -79,41 +80,38 @@ class Pretrained:
         Raises:
           UserError: ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; give a number of at least 1")
-        tokenizer, longest = self.tokenizer, self.description.max_length
-        rows = [
-            [tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id]
-            for ids in tokenizer.encode_batch(texts)
-        ]
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        embeddings_ND = np.zeros((len(rows), self.config.width), np.float32)
-        for first in range(0, len(rows), batch_size):
-            chosen = order[first : first + batch_size]
-            length = min(longest, _padded_length(len(rows[chosen[-1]])))
-            # A power of two rows, so that few texts do not compute a whole batch.
-            size = min(batch_size, 1 << (len(chosen) - 1).bit_length())
-            token_ids_BL = np.full((size, length), tokenizer.pad_id, np.int32)
-            lengths_B = np.ones(size, np.int32)
-            for place, row in enumerate(chosen):
-                token_ids_BL[place, : len(rows[row])] = rows[row]
-                lengths_B[place] = len(rows[row])
-            embeddings_BD = _embed(
-                self.config,
-                self.description.pooling,
-                self.description.normalize,
-                self.params["encoder"],
-                token_ids_BL,
-                lengths_B,
-            )
-            embeddings_ND[chosen] = np.asarray(embeddings_BD)[: len(chosen)]
+        if not texts:
+            return np.zeros((0, self.config.width), np.float32)
+        longest = self.description.max_length
+        rows = make_text_rows(texts, None, self.tokenizer, max_length=longest)
+        embeddings_ND: np.ndarray = apply_to_rows(
+            self.embed, rows, max_length=longest, batch_size=batch_size, mesh=self.mesh
+        )
         return embeddings_ND
 
+    def embed(self, batch: Mapping[str, Any]) -> jax.Array:
+        """Embeds a batch of tokens; returns before they are computed.
 
-def _padded_length(length: int) -> int:
-    """A length of few: multiples of 32 for short texts, of 128 for long ones."""
-    step = 32 if length <= 128 else 128
-    return -(-length // step) * step
+        Args:
+          batch: int32 ``token_ids``, ``segment_ids`` [B, L] and ``lengths`` [B].
+
+        Returns:
+          float32 [B, D].
+        """
+        return _embed(
+            self.config,
+            self.description.pooling,
+            self.description.normalize,
+            self.params["encoder"],
+            batch["token_ids"],
+            batch["segment_ids"],
+            batch["lengths"],
+        )
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that the parameters are laid out over; None where they are on no mesh."""
+        return mesh_of(self.params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -123,20 +121,12 @@ def _embed(
     normalize: bool,
     encoder_params: Any,
     token_ids_BL: jax.Array,
+    segment_ids_BL: jax.Array,
     lengths_B: jax.Array,
 ) -> jax.Array:
     encoder = Encoder(config).bind({"params": encoder_params})
-    hidden_BLD = encoder(token_ids_BL, jnp.zeros_like(token_ids_BL), lengths_B, deterministic=True)
-    match pooling:
-        case Pooling.MEAN:
-            pooled_BD = mean_pool(hidden_BLD, lengths_B)
-        case Pooling.CLS:
-            pooled_BD = hidden_BLD[:, 0].astype(jnp.float32)
-    if normalize:
-        norms_B1 = jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True)
-        # The floor is torch.nn.functional.normalize's.
-        pooled_BD /= jnp.maximum(norms_B1, 1e-12)
-    return pooled_BD
+    hidden_BLD = encoder(token_ids_BL, segment_ids_BL, lengths_B, deterministic=True)
+    return sentence_embeddings(hidden_BLD, lengths_B, pooling, normalize=normalize)
 
 
 def load(path: str | Path, step: str = "latest", mesh: Mesh | None = None) -> Pretrained:

@@ -1,4 +1,5 @@
 import errno
+import subprocess
 import sys
 from pathlib import Path
 
@@ -307,6 +308,16 @@ def test_a_user_error_is_one_line(capsys):
 
 def test_an_interrupt_is_one_line(capsys):
     assert _exit(_raise(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
+
+
+def test_output_that_nobody_reads_ends_the_program_in_silence():
+    program = "from bert_jax.command_line import run; run(lambda: print('x' * 1_000_000))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 @pytest.mark.parametrize(

@@ -152,14 +152,5 @@ def token_table(tokenizer: WordPieceTokenizer) -> TokenTable:
     )
 
 
-def pad_batch(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """Fills a batch up to ``rows`` examples with zeros: no tokens, no weight."""
-    missing = rows - len(batch["lengths"])
-    return {
-        name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-        for name, array in batch.items()
-    }
-
-
 def _has_one_document(split: Split) -> bool:
     return bool((split.documents == split.documents[0]).all())

@@ -1,12 +1,11 @@
 """Tables of examples: JSON lines, CSV and TSV files with named columns, and TFDS data sets."""
 
 import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_jax.data.text_files import json_rows, read_text, uncompressed_suffix
+from bert_jax.data.text_files import json_rows, text_lines, uncompressed_suffix
 from bert_jax.data.tfds_rows import TfdsRows
 from bert_jax.errors import UserError
 
@@ -44,16 +43,11 @@ def read_table(path: str | Path, columns: Sequence[str], optional: Sequence[str]
     Raises:
       UserError: the file cannot be read, is of none of these kinds, or lacks a column.
     """
-    path = Path(path).expanduser()
-    suffix = uncompressed_suffix(path)
-    if suffix in _JSON_SUFFIXES:
-        places, rows = _unzip(json_rows(path))
-    elif suffix in _SEPARATORS:
-        places, rows = _unzip(_separated_rows(path, _SEPARATORS[suffix]))
-    else:
+    if not is_table(path):
         raise UserError(
             f"{path} is no table that can be read; give a file named *.jsonl, *.csv or *.tsv"
         )
+    places, rows = _unzip(table_rows(path))
     if not rows:
         raise UserError(f"{path} has no rows; give a file with examples")
     present = [*columns, *(name for name in optional if name in rows[0])]
@@ -62,6 +56,25 @@ def read_table(path: str | Path, columns: Sequence[str], optional: Sequence[str]
             if name not in row:
                 raise UserError(f"{place} has no column {name!r}; its columns are {', '.join(row)}")
     return Table(places, {name: [row[name] for row in rows] for name in present}, {})
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether the name of a file says that it has named columns."""
+    return uncompressed_suffix(Path(path)) in (*_JSON_SUFFIXES, *_SEPARATORS)
+
+
+def table_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file for which ``is_table`` holds, one at a time.
+
+    Yields:
+      Where a row stands, for messages, and its values by column.
+
+    Raises:
+      UserError: the file cannot be read, or a row is broken.
+    """
+    path = Path(path).expanduser()
+    separator = _SEPARATORS.get(uncompressed_suffix(path))
+    return json_rows(path) if separator is None else _separated_rows(path, separator)
 
 
 def read_tfds_table(
@@ -126,9 +139,9 @@ def _unzip(pairs: Iterable[tuple[str, dict[str, Any]]]) -> tuple[list[str], list
     return places, rows
 
 
-def _separated_rows(path: Path, separator: str) -> Iterable[tuple[str, dict[str, Any]]]:
+def _separated_rows(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
     # TSV knows no quotes: a quote in it is a character of the text.
-    lines = io.StringIO(read_text(path), newline="")
+    lines = text_lines(path)
     if separator == ",":
         reader = csv.reader(lines, strict=True)
     else:

@@ -25,7 +25,6 @@ DocumentUnit = Literal["file", "blank_line"]
 _TEXT_SUFFIXES = (".txt", ".text", ".md")
 _JSON_SUFFIXES = (".jsonl", ".json")
 _COMPRESSIONS = (".gz", ".xz", ".zst")
-_READ_AT_ONCE = 1 << 20
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 _BYTE_ORDER_MARK = "\ufeff"
 _DECOMPRESSION_ERRORS = (
@@ -38,10 +37,12 @@ _DECOMPRESSION_ERRORS = (
 
 
 class Readable(Protocol):
-    """What is needed of a file: ``read``."""
+    """What is needed of a file: its bytes, in blocks or by line."""
 
     def read(self, size: int, /) -> bytes:
         """At most ``size`` bytes; none at the end."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -201,19 +202,43 @@ def read_text(path: Path) -> str:
     Raises:
       UserError: the file cannot be opened, is a broken archive or no UTF-8.
     """
+    return "".join(text_lines(path))
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, decompressed like ``read_text``'s, one at a time.
+
+    Only "\\n" ends a line; a byte order mark is left out.
+
+    Raises:
+      UserError: as ``read_text`` does.
+    """
     try:
         with path.open("rb") as raw, _decompressed(raw, path.suffix) as stream:
-            content = b"".join(iter(lambda: stream.read(_READ_AT_ONCE), b""))
-        return content.decode("utf-8").removeprefix(_BYTE_ORDER_MARK)
+            yield from decoded_lines(stream, str(path))
     except _DECOMPRESSION_ERRORS as error:
         raise UserError(f"{path} is a broken {path.suffix} file ({error}); repair it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}; "
-            "convert it first"
-        ) from None
+
+
+def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Lines of UTF-8 as text; ``name`` is what they come from, for messages.
+
+    Raises:
+      UserError: a line is not UTF-8.
+    """
+    offset = 0
+    for line in lines:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name} is not UTF-8: byte {line[error.start]:#04x} at offset "
+                f"{offset + error.start}; convert it first"
+            ) from None
+        yield text if offset else text.removeprefix(_BYTE_ORDER_MARK)
+        offset += len(line)
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -224,7 +249,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
       UserError: the file cannot be read, or a line is not one JSON object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if line and not line.isspace():
             where = f"{path}, line {number}"
             yield where, parse_object(line, where)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import ml_collections
@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
-from bert_jax.data.examples import pad_batch
+from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
@@ -31,19 +31,6 @@ from bert_jax.training.plan import format_bytes
 ADAPTER = "adapter.safetensors"
 _BASE_FINGERPRINT = "base_fingerprint"
 _ROWS_AT_ONCE = 4096
-
-
-class Rows(Protocol):
-    """Rows of tokens by number, ready to be padded and stacked."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Real tokens of each row."""
-
-    def rows(self, numbers: np.ndarray, max_length: int) -> dict[str, np.ndarray]:
-        """Arrays of some rows, padded to a length; the first axis counts rows."""
 
 
 class FineTuning(Task):

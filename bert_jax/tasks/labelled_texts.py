@@ -9,9 +9,9 @@ import ml_collections
 import numpy as np
 
 from bert_jax.data.randomness import permutation
+from bert_jax.data.rows import Rows
 from bert_jax.data.tables import Table, concatenate, read_table, read_tfds_table
 from bert_jax.errors import UserError
-from bert_jax.tasks.fine_tuning import Rows
 
 
 @dataclasses.dataclass(frozen=True)

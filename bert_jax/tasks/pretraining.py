@@ -15,10 +15,11 @@ import numpy as np
 
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.documentation_corpus import cached_docs_corpus, ensure_docs_corpus
-from bert_jax.data.examples import ExampleStream, pad_batch
+from bert_jax.data.examples import ExampleStream
 from bert_jax.data.masking import MaskingOptions, Unit
 from bert_jax.data.mixture import Part, parse_mixture
 from bert_jax.data.pairs import Objective, PairOptions
+from bert_jax.data.rows import pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig

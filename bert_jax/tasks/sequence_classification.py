@@ -33,7 +33,7 @@ from bert_jax.tasks.sequence_scores import (
 from bert_jax.training.metrics import Ratio, Sums
 
 # A label is predicted where its probability is above one half.
-_THRESHOLD = 0.5
+THRESHOLD = 0.5
 
 
 class Classification(LabelledFineTuning):
@@ -99,16 +99,11 @@ class Classification(LabelledFineTuning):
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's class and the probabilities of all."""
-        logits_NT = self.in_order_of_data(outputs)["scores"]
-        probabilities_NT = jax.device_get(jax.nn.softmax(logits_NT, axis=-1))
-        numbered = self.config.data.submission == "number"
-        return [
-            {
-                "prediction": int(best) if numbered else self.labels[best],
-                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
-            }
-            for best, row in zip(logits_NT.argmax(axis=-1).tolist(), probabilities_NT, strict=True)
-        ]
+        predictions = class_predictions(self.in_order_of_data(outputs)["scores"], self.labels)
+        if self.config.data.submission == "number":
+            for row in predictions:
+                row["prediction"] = self.labels.index(row["prediction"])
+        return predictions
 
 
 class MultiLabelClassification(LabelledFineTuning):
@@ -156,19 +151,12 @@ class MultiLabelClassification(LabelledFineTuning):
         self, truth: np.ndarray, outputs: Mapping[str, np.ndarray]
     ) -> dict[str, float]:
         """Accuracy of whole sets, precision, recall and F1."""
-        predicted = _sigmoid(outputs["scores"]) > _THRESHOLD
+        predicted = _sigmoid(outputs["scores"]) > THRESHOLD
         return score_label_sets(truth.astype(int), predicted.astype(int))
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's labels and the probabilities of all."""
-        probabilities_NT = _sigmoid(self.in_order_of_data(outputs)["scores"])
-        return [
-            {
-                "prediction": [self.labels[i] for i in np.flatnonzero(row > _THRESHOLD)],
-                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
-            }
-            for row in probabilities_NT
-        ]
+        return label_predictions(self.in_order_of_data(outputs)["scores"], self.labels)
 
 
 class Regression(LabelledFineTuning):
@@ -200,8 +188,37 @@ class Regression(LabelledFineTuning):
 
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's value."""
-        values_N = self.in_order_of_data(outputs)["scores"][:, 0]
-        return [{"prediction": value} for value in values_N.tolist()]
+        return value_predictions(self.in_order_of_data(outputs)["scores"])
+
+
+def class_predictions(logits_NT: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Each row's class and the probabilities of all."""
+    probabilities_NT = jax.device_get(jax.nn.softmax(logits_NT, axis=-1))
+    return [
+        {
+            "prediction": labels[int(row.argmax())],
+            "probabilities": dict(zip(labels, row.tolist(), strict=True)),
+        }
+        for row in probabilities_NT
+    ]
+
+
+def label_predictions(
+    logits_NT: np.ndarray, labels: Sequence[str], threshold: float = THRESHOLD
+) -> list[dict[str, Any]]:
+    """Each row's labels, of a probability above the threshold, and the probabilities of all."""
+    return [
+        {
+            "prediction": [labels[i] for i in np.flatnonzero(row > threshold).tolist()],
+            "probabilities": dict(zip(labels, row.tolist(), strict=True)),
+        }
+        for row in _sigmoid(logits_NT)
+    ]
+
+
+def value_predictions(values_N1: np.ndarray) -> list[dict[str, Any]]:
+    """Each row's value."""
+    return [{"prediction": value} for value in values_N1[:, 0].tolist()]
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

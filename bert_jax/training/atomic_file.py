@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bert_jax.errors import UserError
 
@@ -39,6 +40,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
       UserError: when the disk is full or the directory cannot be written.
     """
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Gives a file to write, which becomes ``path`` when the block ends well.
+
+    Args:
+      path: the file to replace; its directory must exist, and only one process may write it.
+
+    Raises:
+      UserError: when the disk is full or the directory cannot be written.
+    """
     target = Path(path)
     # In the same directory, because a rename is atomic only within one file system; and of a fixed
     # name, so that what a killed run leaves behind is overwritten by the next.
@@ -46,11 +61,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     with explain_write_errors(target):
         try:
             with open(partial, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from bert_jax.data.corpus import open_corpus
-from bert_jax.data.examples import ExampleStream, pad_batch
+from bert_jax.data.examples import ExampleStream
 from bert_jax.data.masking import MaskingOptions
 from bert_jax.data.pairs import Objective, PairOptions
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
+from bert_jax.data.rows import pad_batch
 from bert_jax.errors import UserError
 
 LENGTH = 64

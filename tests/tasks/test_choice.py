@@ -4,13 +4,13 @@ import random
 import jax
 import numpy as np
 import pytest
+from random_params import random_params
 
 from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head
 from bert_jax.tasks.base import Start, load_task
 from bert_jax.tasks.choice import choice_numbers, choice_predictions, choices_of
-from bert_jax.training.sharding import unbox
 
 ROWS = [
     {"context": "red cat", "choices": ["one", "two dog", "right"], "label": 2},
@@ -40,8 +40,7 @@ def test_every_choice_stands_in_its_context(task):
 
 
 def test_the_loss_is_cross_entropy_over_the_choices_that_there_are(task):
-    params = jax.jit(lambda key: unbox(task.initialise(key)))(jax.random.key(0))
-    params["classifier"]["kernel"] *= 50
+    params = random_params(task.initialise)
     batch = task.validation_batch(task.phases[0], 0, 5, slice(0, 5))
     step = jax.jit(lambda params: (task.sums(params, batch, None), task.outputs(params, batch)))
     sums, outputs = jax.device_get(step(params))

@@ -4,6 +4,7 @@ import random
 import jax
 import numpy as np
 import pytest
+from random_params import random_params
 from scipy import stats
 
 from bert_jax.errors import UserError
@@ -11,7 +12,6 @@ from bert_jax.models.description import Head, Pooling
 from bert_jax.models.ranking_loss import ranking_loss_sum
 from bert_jax.tasks.base import load_task
 from bert_jax.tasks.retrieval_scores import score_retrieval
-from bert_jax.training.sharding import unbox
 
 PAIRS = [
     {"text": "red cat", "second_text": "one", "other": "two", "label": 5},
@@ -34,7 +34,7 @@ def make_task(write_rows, tiny_config):
 
 def _whole_split(task, size):
     """Sums and outputs of the validation split in batches of a size."""
-    params = jax.jit(lambda key: unbox(task.initialise(key)))(jax.random.key(0))
+    params = random_params(task.initialise)
     step = jax.jit(lambda batch: (task.sums(params, batch, None), task.outputs(params, batch)))
     parts = [
         jax.device_get(step(task.validation_batch(task.phases[0], number, size, slice(0, size))))
@@ -77,7 +77,7 @@ def test_similarity_learns_the_label_as_a_cosine(make_task):
     assert sums["loss"].weight == 5
     scores = task.scores(outputs)
     assert scores["spearman"] == pytest.approx(stats.spearmanr(cosines, labels).statistic)
-    assert scores["pearson"] == pytest.approx(stats.pearsonr(cosines, labels).statistic, rel=1e-4)
+    assert scores["pearson"] == pytest.approx(stats.pearsonr(cosines, labels).statistic, abs=1e-3)
     predictions = [row["prediction"] for row in task.predictions(outputs)]
     np.testing.assert_allclose(predictions, cosines, rtol=1e-5)
 

@@ -1,0 +1,140 @@
+"""Applying a model to any number of rows of tokens, at the speed of the device.
+
+Rows are read in blocks; those of a block are batched with others of about their length, and come
+out in the order in which they came in. While the device computes a batch, the next one is made, and
+while it computes a block, the next one is tokenised.
+"""
+
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from bert_jax.data.rows import Rows, pad_batch
+from bert_jax.errors import UserError
+from bert_jax.training.sharding import batch_sharding, batch_shards
+
+# Arrays of a batch, whose first axis counts rows, to arrays with the same first axis.
+Function: TypeAlias = Callable[[dict[str, Any]], Any]
+Item = TypeVar("Item")
+
+# Enough to sort by length, and few enough that the first answers come soon.
+ROWS_PER_BLOCK = 4096
+
+
+def apply_to_stream(
+    function: Function,
+    items: Iterable[Item],
+    make_rows: Callable[[Sequence[Item]], Rows],
+    *,
+    max_length: int,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    block_size: int = ROWS_PER_BLOCK,
+) -> Iterator[tuple[list[Item], Any]]:
+    """Applies a function to as many items as come, in memory that does not grow with them.
+
+    Args:
+      function: as ``apply_to_rows`` has it.
+      items: what rows are made of.
+      make_rows: makes the rows of a block; runs in a thread of its own.
+      max_length, batch_size, mesh: as ``apply_to_rows`` has them.
+      block_size: items of a block.
+
+    Yields:
+      The items of each block, and the function's arrays for them, in their order.
+
+    Raises:
+      UserError: ``batch_size`` is below 1.
+    """
+
+    def answer(block: list[Item], rows: concurrent.futures.Future[Rows]) -> tuple[list[Item], Any]:
+        return block, apply_to_rows(
+            function, rows.result(), max_length=max_length, batch_size=batch_size, mesh=mesh
+        )
+
+    source = iter(items)
+    pending: tuple[list[Item], concurrent.futures.Future[Rows]] | None = None
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as tokenizing:
+        # Items are read here: a thread that waits for standard input could not be interrupted.
+        while block := list(itertools.islice(source, block_size)):
+            coming = tokenizing.submit(make_rows, block)
+            if pending is not None:
+                yield answer(*pending)
+            pending = block, coming
+        if pending is not None:
+            yield answer(*pending)
+
+
+def apply_to_rows(
+    function: Function,
+    rows: Rows,
+    *,
+    max_length: int,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Applies a function to rows of about the same length at a time.
+
+    Args:
+      function: compiled; returns before its arrays are computed. It meets few shapes: batches of
+        ``batch_size`` rows, the last of a smaller power of two, padded to few lengths.
+      rows: at least one.
+      max_length: the most tokens of a row.
+      batch_size: rows at once.
+      mesh: devices over which batches are spread where their rows divide; None puts them where the
+        function has its other arguments.
+
+    Returns:
+      The function's arrays for all rows, on the host, in the order of the rows.
+
+    Raises:
+      UserError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give a number of at least 1")
+    lengths = rows.lengths
+    order = np.argsort(lengths, kind="stable")
+    parts = []
+    pending: tuple[Any, int] | None = None
+    for first in range(0, len(rows), batch_size):
+        chosen = order[first : first + batch_size]
+        # A power of two rows, so that few texts do not compute a whole batch.
+        size = min(batch_size, 1 << (len(chosen) - 1).bit_length())
+        length = min(max_length, _padded_length(int(lengths[chosen[-1]])))
+        batch = rows.rows(chosen, length)
+        running = function(_spread(pad_batch(batch, size), size, mesh))
+        if pending is not None:
+            parts.append(_fetch(*pending))
+        pending = running, len(chosen)
+    assert pending is not None
+    parts.append(_fetch(*pending))
+    places = np.argsort(order)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[places], *parts)
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh over which parameters are laid out; None where they are not."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) else None
+
+
+def _padded_length(length: int) -> int:
+    """A length of few: multiples of 32 for short texts, of 128 for long ones."""
+    step = 32 if length <= 128 else 128
+    return -(-length // step) * step
+
+
+def _spread(batch: dict[str, np.ndarray], size: int, mesh: Mesh | None) -> dict[str, Any]:
+    if mesh is None or size % batch_shards(mesh):
+        return dict(batch)
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def _fetch(running: Any, rows: int) -> Any:
+    return jax.tree.map(lambda array: np.asarray(array)[:rows], running)
