@@ -2,6 +2,7 @@
 
     python -m bert_jax.predict fill-mask --checkpoint runs/base "Paris is the [MASK] of France."
     python -m bert_jax.predict classify --checkpoint runs/sst2 --input reviews.jsonl --json
+    python -m bert_jax.predict answer --checkpoint runs/squad --context "Ann sat." "Who sat?"
     python -m bert_jax.predict embed --checkpoint runs/sentences --input lines.txt --output it.npy
 
 Texts are arguments, a file's, or lines of standard input where there are none. A file of any size
@@ -12,14 +13,25 @@ import argparse
 from collections.abc import Sequence
 
 from bert_jax.command_line import ArgumentParser, run
+from bert_jax.prediction.answers import ANSWER
 from bert_jax.prediction.choice import CHOOSE
 from bert_jax.prediction.command import Command, add_common_flags
 from bert_jax.prediction.embeddings import EMBED, SIMILAR
 from bert_jax.prediction.fill_mask import FILL_MASK
 from bert_jax.prediction.sequences import CLASSIFY, REGRESS
+from bert_jax.prediction.tags import TAG
 from bert_jax.pretrained import load
 
-COMMANDS: Sequence[Command] = (FILL_MASK, CLASSIFY, REGRESS, CHOOSE, EMBED, SIMILAR)
+COMMANDS: Sequence[Command] = (
+    FILL_MASK,
+    CLASSIFY,
+    REGRESS,
+    ANSWER,
+    TAG,
+    CHOOSE,
+    EMBED,
+    SIMILAR,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

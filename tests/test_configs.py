@@ -23,6 +23,9 @@ RECIPES = (
     "choose.py",
     "embed.py",
     "embed.py:stsb",
+    "squad.py:v1",
+    "squad.py:v2",
+    "tag.py",
 )
 # Keys that users type and scripts rely on, in every recipe.
 COMMON_KEYS = (

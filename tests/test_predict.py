@@ -247,6 +247,8 @@ def test_an_answer_is_written_whole_or_not_at_all(predict, tmp_path, type_in):
         ("classify", Head.REGRESSION),
         ("regress", Head.MULTI_LABEL),
         ("choose", Head.REGRESSION),
+        ("answer", Head.TAGGING),
+        ("tag", Head.QUESTION_ANSWERING),
     ],
 )
 def test_a_model_of_another_head_is_refused(predict, command, head):

@@ -8,6 +8,7 @@ tokens are.
 Shapes: Q questions, W windows, T tokens, B rows, L sequence length.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Question:
       question: the question.
       answers: answers that are right, each a piece of the context; none if it has no answer.
       answer_starts: the character of the context at which each answer starts.
+      title: of the article that the context is from; empty where the data do not tell.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Question:
     question: str
     answers: tuple[str, ...] = ()
     answer_starts: tuple[int, ...] = ()
+    title: str = ""
 
     @property
     def is_impossible(self) -> bool:
@@ -58,6 +61,7 @@ def read_questions(path: str | Path, *, can_be_impossible: bool = True) -> list[
     A ``.json`` file is SQuAD's own format, version 1.1 or 2.0. A ``.jsonl`` file has one question a
     line, with the keys ``id``, ``context``, ``question`` and ``answers``; the last is
     ``{"text": [...], "answer_start": [...]}`` or a list of ``{"text": ..., "answer_start": ...}``.
+    A ``title`` may be missing.
 
     Args:
       path: the file.
@@ -71,7 +75,7 @@ def read_questions(path: str | Path, *, can_be_impossible: bool = True) -> list[
     if uncompressed_suffix(path) == ".jsonl":
         return _checked(
             (
-                (where, _question(row, _text(row, "context", where), where))
+                (where, _question(row, _text(row, "context", where), _title(row, where), where))
                 for where, row in json_rows(path)
             ),
             can_be_impossible,
@@ -95,11 +99,19 @@ def read_tfds_questions(
       UserError: it cannot be read, or is not right, as in ``read_questions``.
     """
     rows = TfdsRows(name, split, data_dir)
-    columns = rows.read("id", "context", "question", "answers/text", "answers/answer_start")
+    answers = ("answers/text", "answers/answer_start")
+    titles = ("title",) if "title" in rows else ()
     return _checked(
         (
-            (f"{name}, {split}", Question(id, context, question, tuple(texts), tuple(starts)))
-            for (id,), (context,), (question,), texts, starts in columns
+            (
+                f"{name}, {split}",
+                Question(
+                    id, context, question, tuple(texts), tuple(starts), *itertools.chain(*title)
+                ),
+            )
+            for (id,), (context,), (question,), texts, starts, *title in rows.read(
+                "id", "context", "question", *answers, *titles
+            )
         ),
         can_be_impossible,
     )
@@ -113,14 +125,19 @@ def _squad_questions(squad: Mapping[str, Any], path: Path) -> Iterator[tuple[str
         )
     for a, article in enumerate(squad["data"]):
         where = f"{path}, data[{a}]"
+        title = _title(article, where)
         for p, paragraph in enumerate(_items(article, "paragraphs", where)):
             place = f"{where}.paragraphs[{p}]"
             context = _text(paragraph, "context", place)
             for q, row in enumerate(_items(paragraph, "qas", place)):
-                yield str(path), _question(row, context, f"{place}.qas[{q}]")
+                yield str(path), _question(row, context, title, f"{place}.qas[{q}]")
 
 
-def _question(row: Any, context: str, where: str) -> Question:
+def _title(row: Any, where: str) -> str:
+    return _text(row, "title", where) if isinstance(row, dict) and "title" in row else ""
+
+
+def _question(row: Any, context: str, title: str, where: str) -> Question:
     id, question = _text(row, "id", where), _text(row, "question", where)
     where = f"{where} (question {id})"
     answers = _value(row, "answers", where)
@@ -142,7 +159,7 @@ def _question(row: Any, context: str, where: str) -> Question:
             f"{where} has answers that are not pairs of a 'text' and a whole number "
             f"'answer_start', but {json.dumps(answers, ensure_ascii=False)[:80]}; correct them"
         )
-    return Question(id, context, question, tuple(texts), tuple(starts))
+    return Question(id, context, question, tuple(texts), tuple(starts), title)
 
 
 def _value(row: Any, key: str, where: str) -> Any:

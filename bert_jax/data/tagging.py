@@ -9,6 +9,7 @@ Shapes: N sentences, W windows, S words that count in them, T tokens, B rows, L 
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from bert_jax.errors import UserError
 OUTSIDE = "O"
 # IOB1, IOB2, IOE and IOBES: every scheme that conlleval.pl can score.
 _ENTITY_TAG = re.compile(r"O|[BIES](-.+)?", re.DOTALL)
+# The blocks of ideographs that are in use; BERT makes each ideograph a word.
+_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_RUN = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 _DOCUMENT_MARK = "-DOCSTART-"
 # The label of a tag that is not to be learnt.
 _NO_LABEL = -1
@@ -228,6 +232,30 @@ def label_names(sentences: Iterable[Sentence]) -> tuple[str, ...]:
     """The tags that occur, in the order of their labels: ``O`` first, then type by type."""
     tags = {tag for sentence in sentences for tag in sentence.tags} - {OUTSIDE}
     return (OUTSIDE, *sorted(tags, key=lambda tag: (tag[2:], tag)))
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """The words of a raw text, as tagged data sets have them: what ``text[start:end]`` are.
+
+    White space separates; each punctuation mark around a word is a word of its own, and so is each
+    ideograph. Marks inside a word ("U.S", "al-Qaeda") stay there.
+    """
+    spans = []
+    for run in _RUN.finditer(text):
+        start, end = run.span()
+        while end > start and _is_mark(text[end - 1]):
+            end -= 1
+        first = start
+        while first < end and _is_mark(text[first]):
+            first += 1
+        spans += [(at, at + 1) for at in range(start, first)]
+        spans += [(first, end)] * (first < end)
+        spans += [(at, at + 1) for at in range(end, run.end())]
+    return spans
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] in "PS"
 
 
 @dataclass(frozen=True)

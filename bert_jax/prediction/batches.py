@@ -21,6 +21,7 @@ from bert_jax.training.sharding import batch_sharding, batch_shards
 # Arrays of a batch, whose first axis counts rows, to arrays with the same first axis.
 Function: TypeAlias = Callable[[dict[str, Any]], Any]
 Item = TypeVar("Item")
+RowsOfItems = TypeVar("RowsOfItems", bound=Rows)
 
 # Enough to sort by length, and few enough that the first answers come soon.
 ROWS_PER_BLOCK = 4096
@@ -29,36 +30,41 @@ ROWS_PER_BLOCK = 4096
 def apply_to_stream(
     function: Function,
     items: Iterable[Item],
-    make_rows: Callable[[Sequence[Item]], Rows],
+    make_rows: Callable[[Sequence[Item]], RowsOfItems],
     *,
     max_length: int,
     batch_size: int,
     mesh: Mesh | None = None,
     block_size: int = ROWS_PER_BLOCK,
-) -> Iterator[tuple[list[Item], Any]]:
+) -> Iterator[tuple[list[Item], RowsOfItems, Any]]:
     """Applies a function to as many items as come, in memory that does not grow with them.
 
     Args:
       function: as ``apply_to_rows`` has it.
       items: what rows are made of.
-      make_rows: makes the rows of a block; runs in a thread of its own.
+      make_rows: makes the rows of a block, of an item one or several; runs in a thread of its own.
       max_length, batch_size, mesh: as ``apply_to_rows`` has them.
       block_size: items of a block.
 
     Yields:
-      The items of each block, and the function's arrays for them, in their order.
+      The items of each block, their rows, and the function's arrays for the rows, in their order.
 
     Raises:
       UserError: ``batch_size`` is below 1.
     """
 
-    def answer(block: list[Item], rows: concurrent.futures.Future[Rows]) -> tuple[list[Item], Any]:
-        return block, apply_to_rows(
-            function, rows.result(), max_length=max_length, batch_size=batch_size, mesh=mesh
+    def answer(
+        block: list[Item], made: concurrent.futures.Future[RowsOfItems]
+    ) -> tuple[list[Item], RowsOfItems, Any]:
+        rows = made.result()
+        return (
+            block,
+            rows,
+            apply_to_rows(function, rows, max_length=max_length, batch_size=batch_size, mesh=mesh),
         )
 
     source = iter(items)
-    pending: tuple[list[Item], concurrent.futures.Future[Rows]] | None = None
+    pending: tuple[list[Item], concurrent.futures.Future[RowsOfItems]] | None = None
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as tokenizing:
         # Items are read here: a thread that waits for standard input could not be interrupted.
         while block := list(itertools.islice(source, block_size)):

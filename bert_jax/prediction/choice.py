@@ -75,7 +75,7 @@ def _answers(model: Pretrained, arguments: argparse.Namespace) -> Iterator[Answe
         batch_size=arguments.batch_size,
         mesh=model.mesh,
     )
-    for examples, scores in blocks:
+    for examples, _, scores in blocks:
         for example, prediction in zip(examples, choice_predictions(scores), strict=True):
             best = prediction["prediction"]
             text = example.fields["choices"][best]

@@ -56,7 +56,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         "input, where no texts are given)",
     )
     parser.add_argument(
-        "--text", default="text", metavar="COLUMN", help="of a table (default: text)"
+        "--text", default="text", metavar="COLUMN", help="of a table (default: %(default)s)"
     )
     parser.add_argument("--output", metavar="FILE", help="default: standard output")
     parser.add_argument("--json", action="store_true", help="write a JSON object a line")

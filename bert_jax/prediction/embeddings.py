@@ -21,7 +21,7 @@ def _embed_stream(
     model: Pretrained, examples: Iterable[Example], batch_size: int
 ) -> Iterator[tuple[list[Example], np.ndarray]]:
     longest = model.description.max_length
-    return apply_to_stream(
+    blocks = apply_to_stream(
         model.embed,
         examples,
         lambda block: make_text_rows(
@@ -31,6 +31,7 @@ def _embed_stream(
         batch_size=batch_size,
         mesh=model.mesh,
     )
+    return ((block, vectors) for block, _, vectors in blocks)
 
 
 def _embed(model: Pretrained, arguments: argparse.Namespace) -> None:

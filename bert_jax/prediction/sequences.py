@@ -49,7 +49,7 @@ def _answers(
         batch_size=arguments.batch_size,
         mesh=model.mesh,
     )
-    for examples, scores in blocks:
+    for examples, _, scores in blocks:
         for example, prediction in zip(examples, predict(scores), strict=True):
             texts = " | ".join(example.fields.values())
             yield Answer(example.fields | prediction, f"{show(prediction)}  {texts}")

@@ -227,6 +227,8 @@ REGISTRY: Mapping[str, str] = {
     "classification": "bert_jax.tasks.sequence_classification:Classification",
     "multi_label": "bert_jax.tasks.sequence_classification:MultiLabelClassification",
     "regression": "bert_jax.tasks.sequence_classification:Regression",
+    "question_answering": "bert_jax.tasks.question_answering:QuestionAnswering",
+    "tagging": "bert_jax.tasks.tagging:Tagging",
     "choice": "bert_jax.tasks.choice:Choice",
     "embedding": "bert_jax.tasks.embedding:Embedding",
 }

@@ -8,10 +8,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from bert_jax.data.randomness import permutation
 from bert_jax.data.rows import Rows
 from bert_jax.data.tables import Table, concatenate, read_table, read_tfds_table
 from bert_jax.errors import UserError
+from bert_jax.tasks.splits import choose_apart, read_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,32 +80,12 @@ def read_splits(
             return read_tfds_table(data.tfds, name, needed, optional, directory)
         return read_table(name, needed, optional)
 
-    names = [name.strip() for name in str(data[split]).split(",") if name.strip()]
-    if names:
-        tables = [read(name) for name in names]
-        if split == "validation" or not data.validation_share or data.validation:
-            return tables if split == "validation" else [concatenate(tables)]
-        return [_kept_apart(concatenate(tables), data.validation_share)[0]]
-    if split == "train":
-        raise UserError("there are no data to learn from; give --config.data.train=FILE")
-    if not data.validation_share:
-        raise UserError(
-            "there are no data to validate on; give --config.data.validation=FILE, or "
-            "--config.data.validation_share=0.1 to keep some of the training rows apart"
-        )
-    train = concatenate([read(name.strip()) for name in str(data.train).split(",")])
-    return [_kept_apart(train, data.validation_share)[1]]
+    return read_parts(data, split, read, concatenate, _divide)
 
 
-def _kept_apart(table: Table, share: float) -> tuple[Table, Table]:
-    """Training and validation rows; the split depends on nothing but the number of rows."""
-    if not 0 < share < 1:
-        raise UserError(f"data.validation_share={share} is no share; give one between 0 and 1")
-    order = permutation(0, "validation rows", 0, len(table))
-    apart = np.zeros(len(table), bool)
-    apart[order[: math.ceil(share * len(table))]] = True
-    if apart.all():
-        raise UserError("there are too few training rows to keep some apart; give more of them")
+def _divide(table: Table, share: float) -> tuple[Table, Table]:
+    """Training and validation rows."""
+    apart = choose_apart(len(table), share)
 
     def take(chosen: np.ndarray) -> Table:
         rows = np.flatnonzero(chosen).tolist()

@@ -14,9 +14,9 @@ from bert_jax.errors import UserError
 
 CONTEXT = "The cat sat. The cat ran to Bö, and the dog sat."
 QUESTIONS = [
-    Question("a", CONTEXT, "Who sat?", ("The cat", "dog"), (0, 40)),
-    Question("b", CONTEXT, "Where?", ("Bö",), (28,)),
-    Question("c", CONTEXT, "Why?"),
+    Question("a", CONTEXT, "Who sat?", ("The cat", "dog"), (0, 40), "t"),
+    Question("b", CONTEXT, "Where?", ("Bö",), (28,), "t"),
+    Question("c", CONTEXT, "Why?", title="t"),
 ]
 
 
@@ -73,7 +73,7 @@ def test_every_format(tmp_path):
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows(QUESTIONS))
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
     listed = squad(QUESTIONS)["data"][0]["paragraphs"][0]["qas"]
-    lines = "\n".join(json.dumps(row | {"context": CONTEXT}) for row in listed)
+    lines = "\n".join(json.dumps(row | {"context": CONTEXT, "title": "t"}) for row in listed)
     (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
     for name in ("a.json", "a.json.xz", "a.jsonl", "b.jsonl.xz"):
         assert read_questions(tmp_path / name) == QUESTIONS, name

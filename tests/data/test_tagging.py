@@ -15,6 +15,7 @@ from bert_jax.data.tagging import (
     read_conll_sentences,
     read_json_sentences,
     read_sentences,
+    split_words,
 )
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -224,3 +225,26 @@ def test_real_sentences(real_data, vocabulary):
             predicted = windows.tags(labels, names)
             assert predicted == expected
             assert score_entities(expected, predicted)[0].f1 == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Ann's cat (a U.S. one) ran.", "Ann's cat ( a U.S . one ) ran ."),
+        ("al-Qaeda, $5!?", "al-Qaeda , $ 5 ! ?"),
+        ("我爱Rome。", "我 爱 Rome 。"),
+        ("cafe\u0301 हिन्दी", "cafe\u0301 हिन्दी"),
+        (" \t\n", ""),
+        ("...", ". . ."),
+    ],
+)
+def test_words_of_raw_text(text, words):
+    assert [text[start:end] for start, end in split_words(text)] == words.split()
+
+
+@given(st.text(max_size=30))
+def test_words_are_all_of_a_text_but_its_spaces(text):
+    spans = split_words(text)
+    assert "".join(text[start:end] for start, end in spans) == "".join(text.split())
+    assert all(start < end for start, end in spans)
+    assert spans == sorted(spans)

@@ -41,12 +41,12 @@ def data_dir(tmp_path, monkeypatch):
 
 
 def test_squad(data_dir):
-    answered = Question("1", CONTEXT, "Who?", ("Bö", "Ann"), (8, 0))
+    answered = Question("1", CONTEXT, "Who?", ("Bö", "Ann"), (8, 0), "t")
     assert read_tfds_questions("squad", "train", data_dir=data_dir) == [answered]
     found = read_tfds_questions("squad/v2.0", "validation", data_dir=data_dir)
     assert sorted(found, key=lambda question: question.id) == [
         answered,
-        Question("2", CONTEXT, "Why?"),
+        Question("2", CONTEXT, "Why?", title="t"),
     ]
 
 

@@ -44,7 +44,7 @@ def test_a_stream_of_any_length_comes_out_in_order(texts, batch_size, block_size
     )
     found = [
         (text, int(total), int(length))
-        for block, outputs in blocks
+        for block, _, outputs in blocks
         for text, total, length in zip(block, outputs["sum"], outputs["length"], strict=True)
     ]
     assert found == [(text, *_expected(text)) for text in texts]

@@ -5,15 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from fine_tuning_tasks import initialise, run_evaluation
 from sklearn import metrics
 
 from bert_jax.command_line import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
-from bert_jax.tasks.base import Start, load_task, validation_batches
-from bert_jax.training.evaluation import evaluate
-from bert_jax.training.sharding import make_mesh, unbox
-from bert_jax.training.step import make_evaluation_step
+from bert_jax.tasks.base import Start, load_task
 
 WORDS = ["good", "bad", "fine", "day", "night", "sea"]
 RNG = np.random.default_rng(0)
@@ -60,18 +58,6 @@ def make_task(files):
         return load_task(config, *([] if start is None else [start]))
 
     return make
-
-
-def run_evaluation(task, params, batch_size=None):
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
-    phase = task.phases[0]
-    batches = validation_batches(task, phase, batch_size)
-    step = jax.jit(make_evaluation_step(task))
-    return evaluate(step, params, batches, task.validation_size(phase), mesh)
-
-
-def initialise(task):
-    return jax.jit(lambda key: unbox(task.initialise(key)))(jax.random.key(1))
 
 
 def test_scores_are_those_of_the_rows_one_by_one(make_task, files):
