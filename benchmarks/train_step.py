@@ -10,6 +10,7 @@ one process, so that a slow spell of the machine meets all of them; the table gi
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -33,7 +34,6 @@ def pretraining_task(size: str, length: int, batch_size: int) -> Any:
     """The task of `configs/pretrain.py` on the built-in corpus."""
     from bert_jax.command_line import load_config
     from bert_jax.tasks.base import load_task
-    from bert_jax.tasks.pretraining import describe_model
 
     config = load_config(f"{PRETRAIN}:{size}")
     config.batch_size = batch_size
@@ -41,7 +41,8 @@ def pretraining_task(size: str, length: int, batch_size: int) -> Any:
     config.docs.vocabulary_size = VOCABULARY_SIZE
     task = load_task(config)
     # The text is too small to fill BERT's vocabulary; the model has all of it.
-    task.description = describe_model(config, VOCABULARY_SIZE)
+    encoder = dataclasses.replace(task.description.config, vocabulary_size=VOCABULARY_SIZE)
+    task.description = dataclasses.replace(task.description, config=encoder)
     task.model = task.description.model()
     return task
 

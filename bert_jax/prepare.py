@@ -8,16 +8,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from bert_jax.command_line import ArgumentParser, run
-from bert_jax.data.corpus import Corpus
+from bert_jax.data.corpus import Corpus, is_corpus
 from bert_jax.data.preparation import PrepareOptions, Progress, prepare_corpus
+from bert_jax.data.tokenizer import WordPieceTokenizer
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells have it
 _SECONDS_BETWEEN_LINES = 10.0  # where the output is a file
 _SECONDS_BETWEEN_UPDATES = 0.2  # where it is a terminal
+_WORDS_SHOWN = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
       UserError: the input or an option cannot be used.
     """
     parsed = _parser().parse_args(arguments)
+    tokenizer = _tokenizer_of_model(parsed.vocabulary)
     options = PrepareOptions(
-        vocabulary=parsed.vocabulary,
+        vocabulary=tokenizer or parsed.vocabulary,
+        new_words=parsed.extend_vocabulary,
         vocabulary_size=parsed.vocab_size,
         vocabulary_megabytes=parsed.vocabulary_megabytes,
         lowercase=parsed.lowercase,
@@ -54,7 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             corpus = prepare_corpus(inputs, parsed.output, options, report=progress)
     finally:
         progress.finish()
-    print(summary(corpus))
+    print(summary(corpus, parsed.vocabulary if tokenizer else None))
+
+
+def _tokenizer_of_model(name: str | None) -> WordPieceTokenizer | None:
+    """The vocabulary of a run or of a Hugging Face model, where ``--vocabulary`` names one."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_dir() or is_corpus(path):
+        return None
+    # Here, because it brings JAX, which every worker process would load too.
+    from bert_jax.pretrained import load_tokenizer
+
+    return load_tokenizer(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,8 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="DIR", help="where the corpus is made")
     parser.add_argument(
         "--vocabulary",
-        metavar="FILE",
-        help="an existing vocab.txt, tokenizer.json or corpus, instead of training a vocabulary",
+        metavar="FILE|DIR",
+        help="an existing vocab.txt, tokenizer.json, corpus, run or Hugging Face model, instead of "
+        "training a vocabulary",
+    )
+    parser.add_argument(
+        "--extend_vocabulary",
+        type=int,
+        default=defaults.new_words,
+        metavar="WORDS",
+        help="add the text's most frequent words to it that it has in pieces only, at most so many",
     )
     parser.add_argument(
         "--vocab_size",
@@ -92,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.vocabulary_megabytes,
         metavar="MB",
-        help="how much text it is trained on at most, drawn evenly from all documents",
+        help="how much text it is trained on or extended from at most, drawn evenly from all",
     )
     case = parser.add_mutually_exclusive_group()
     case.add_argument(
@@ -210,8 +236,13 @@ def progress_text(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def summary(corpus: Corpus) -> str:
-    """What was prepared, warnings about it, and the command to type next."""
+def summary(corpus: Corpus, model: str | None = None) -> str:
+    """What was prepared, warnings about it, and the command to type next.
+
+    Args:
+      corpus: what was prepared.
+      model: the directory of the model whose vocabulary it has, if it is one's.
+    """
     metadata = corpus.metadata
     counts = corpus.counts
     total = {
@@ -231,6 +262,9 @@ def summary(corpus: Corpus) -> str:
         f"{text_bytes / 1e6:,.1f} MB of text; vocabulary {seconds['vocabulary']:.1f} s, "
         f"corpus {seconds['corpus']:.1f} s ({text_bytes / 1e6 / seconds['corpus']:.1f} MB/s)",
     ]
+    if new_words := metadata["new_words"]:
+        some = ", ".join(corpus.tokenizer.vocabulary[-new_words:][:_WORDS_SHOWN])
+        lines.append(f"{new_words:,} new words, such as {some}")
     if total["documents"] == 1:
         lines.append(
             "warning: the corpus is one document, so there is no validation split, and "
@@ -244,12 +278,14 @@ def summary(corpus: Corpus) -> str:
             "have one sentence only; next-sentence prediction learns nothing from them"
         )
     directory = str(corpus.directory)
-    lines += [
-        f"wrote {directory}; next:",
-        "  python -m bert_jax.train --config "
-        + shlex.quote(f"configs/pretrain.py:base,corpus={directory}")
-        + f" --workdir runs/{os.path.basename(os.path.normpath(directory))}",
-    ]
+    recipe = (
+        f"pretrain.py:base,corpus={directory}" if model is None else f"adapt.py:corpus={directory}"
+    )
+    command = f"  python -m bert_jax.train --config {shlex.quote(f'configs/{recipe}')}"
+    command += f" --workdir runs/{os.path.basename(os.path.normpath(directory))}"
+    if model is not None:
+        command += f" --config.init_from={shlex.quote(model)}"
+    lines += [f"wrote {directory}; next:", command]
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from bert_jax.data.text_rows import make_text_rows
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.formats.hugging_face import is_model_directory, read_model
+from bert_jax.formats.hugging_face import is_model_directory, read_model, read_tokenizer
+from bert_jax.formats.sentence_transformers import read_layout
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ASSET, ModelDescription, Pooling
 from bert_jax.models.encoder import Encoder
@@ -141,18 +142,11 @@ def load(path: str | Path, step: str = "latest", mesh: Mesh | None = None) -> Pr
     Raises:
       UserError: there is no such model, or it cannot be read.
     """
-    directory = epath.Path(path).expanduser()  # a bucket's name too
     mesh = mesh or make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    if directory.parent.name == DIRECTORY and directory.name.isdecimal():
-        return _load_checkpoint(directory.parent.parent, directory.name, mesh)
-    if (directory / DIRECTORY).is_dir():
-        return _load_checkpoint(directory, step, mesh)
-    if not is_model_directory(Path(directory)):
-        raise UserError(
-            f"{path} holds no model; give a run's workdir, a step of its {DIRECTORY}, or a "
-            "directory with the config.json of a Hugging Face model"
-        )
-    model = read_model(Path(directory))
+    place = _find(path, step)
+    if isinstance(place, _Step):
+        return _load_checkpoint(place, mesh)
+    model = read_model(place)
     abstract = abstract_parameters(model.description.initialise, mesh)
     params = jax.tree.map(
         lambda array, leaf: jax.device_put(array, leaf.sharding), model.params, abstract
@@ -160,14 +154,56 @@ def load(path: str | Path, step: str = "latest", mesh: Mesh | None = None) -> Pr
     return Pretrained(model.description, params, model.tokenizer, notes=model.notes)
 
 
-def _load_checkpoint(workdir: epath.Path, step: str, mesh: Mesh) -> Pretrained:
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        number = checkpoints.choose(step)
-        record = checkpoints.record(number)
-        if ASSET not in record.assets:
-            raise UserError(
-                f"{workdir} is a run of {record.config['task']!r}, which has no BERT model"
-            )
+def load_tokenizer(path: str | Path, step: str = "latest") -> WordPieceTokenizer:
+    """Loads the vocabulary alone of what ``load`` loads.
+
+    Raises:
+      UserError: there is no such model, or its vocabulary cannot be read.
+    """
+    place = _find(path, step)
+    if isinstance(place, _Step):
+        with Checkpoints(place.workdir, read_only=True) as checkpoints:
+            assets = _record(place, checkpoints, checkpoints.choose(place.which)).assets
+            return WordPieceTokenizer.from_json(assets[VOCABULARY_ASSET])
+    layout = read_layout(place)
+    return read_tokenizer(place if layout is None else layout.transformer)[0]
+
+
+class _Step(NamedTuple):
+    """A checkpoint of a run, by its number, or as ``latest`` or ``best``."""
+
+    workdir: epath.Path
+    which: str
+
+
+def _find(path: str | Path, step: str) -> _Step | Path:
+    """The checkpoint or the Hugging Face directory that a path means."""
+    directory = epath.Path(path).expanduser()  # a bucket's name too
+    if directory.parent.name == DIRECTORY and directory.name.isdecimal():
+        return _Step(directory.parent.parent, directory.name)
+    if (directory / DIRECTORY).is_dir():
+        return _Step(directory, step)
+    if not is_model_directory(Path(directory)):
+        raise UserError(
+            f"{path} holds no model; give a run's workdir, a step of its {DIRECTORY}, or a "
+            "directory with the config.json of a Hugging Face model"
+        )
+    return Path(directory)
+
+
+def _record(place: _Step, checkpoints: Checkpoints, number: int) -> RunRecord:
+    record = checkpoints.record(number)
+    if ASSET not in record.assets:
+        raise UserError(
+            f"{place.workdir} is a run of {record.config['task']!r}, which has no BERT model"
+        )
+    return record
+
+
+def _load_checkpoint(place: _Step, mesh: Mesh) -> Pretrained:
+    with Checkpoints(place.workdir, read_only=True) as checkpoints:
+        number = checkpoints.choose(place.which)
+        record = _record(place, checkpoints, number)
         description = ModelDescription.from_json(record.assets[ASSET])
         abstract = abstract_parameters(description.initialise, mesh)
         params = checkpoints.restore_params(number, abstract)

@@ -118,7 +118,8 @@ def _train(
             key = jax.random.fold_in(jax.random.key(config.seed), 0)
             state = initial_state(task.initialise, optimizer, abstract, key, masking)
             if origin is not None:
-                params, told = transplant(state.params, origin.params, config.init_from)
+                adopted = task.adopt(origin.params)
+                params, told = transplant(state.params, adopted, config.init_from)
                 notes = [*origin.notes, *told]
                 forgotten = config.get("reinitialise_layers", 0)
                 params = reinitialise_top_layers(params, state.params, forgotten)

@@ -26,6 +26,7 @@ RECIPES = (
     "squad.py:v1",
     "squad.py:v2",
     "tag.py",
+    "adapt.py:corpus=data/mine",
 )
 # Keys that users type and scripts rely on, in every recipe.
 COMMON_KEYS = (

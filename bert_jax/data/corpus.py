@@ -15,7 +15,7 @@ from bert_jax.data.chunks import ChunkBatch, Records, offsets_of, record_dtype, 
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 
-__all__ = ["ChunkBatch", "Corpus", "Split", "open_corpus"]
+__all__ = ["ChunkBatch", "Corpus", "Split", "is_corpus", "open_corpus"]
 
 
 class Split:
@@ -120,6 +120,11 @@ class Corpus:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_corpus, (self.directory,)
+
+
+def is_corpus(directory: Path) -> bool:
+    """Whether a directory looks like one that ``bert_jax.prepare`` wrote."""
+    return (directory / BertCorpus.name).is_dir() or (directory / "dataset_info.json").exists()
 
 
 def open_corpus(directory: str | Path) -> Corpus:

@@ -27,6 +27,7 @@ from bert_jax.data.text_files import BadInput, DocumentUnit, TextFiles, find_fil
 from bert_jax.data.tfds_text import PREFIX as TFDS_PREFIX
 from bert_jax.data.tfds_text import TfdsText
 from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.data.vocabulary_extension import extend_vocabulary
 from bert_jax.errors import UserError
 
 DOCUMENTATION = "docs"
@@ -41,9 +42,12 @@ class PrepareOptions:
     """How a corpus is prepared.
 
     Attributes:
-      vocabulary: a vocab.txt, a tokenizer.json or a prepared corpus's directory; None trains one.
+      vocabulary: a vocab.txt, a tokenizer.json, a prepared corpus's directory, or a tokenizer; None
+        trains one.
+      new_words: how many words of the text to add to a given vocabulary, at most.
       vocabulary_size: how many tokens a trained vocabulary has.
-      vocabulary_megabytes: how much text it is trained on at most, drawn evenly from the input.
+      vocabulary_megabytes: how much text it is trained on, or extended from, at most; drawn evenly
+        from the input.
       lowercase: None is true for a trained vocabulary, and what a given one says.
       max_length: the longest row that the corpus is for, special tokens included.
       document_unit: what a document is in text files.
@@ -58,7 +62,8 @@ class PrepareOptions:
       overwrite: whether a corpus that stands at the output is replaced.
     """
 
-    vocabulary: str | None = None
+    vocabulary: str | WordPieceTokenizer | None = None
+    new_words: int = 0
     vocabulary_size: int = 30522
     vocabulary_megabytes: float = 100.0
     lowercase: bool | None = None
@@ -125,9 +130,9 @@ def prepare_corpus(
     sources = make_sources(inputs, options)
     with _new_directory(output) as directory:
         start = time.monotonic()
-        tokenizer = _tokenizer(sources, options, report)
+        tokenizer, new_words = _tokenizer(sources, options, report)
         tokenizer_seconds = time.monotonic() - start
-        _write(directory, sources, tokenizer, tokenizer_seconds, options, report)
+        _write(directory, sources, tokenizer, new_words, tokenizer_seconds, options, report)
     return open_corpus(output)
 
 
@@ -171,6 +176,10 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(
             f"--vocabulary_megabytes {options.vocabulary_megabytes} leaves no text; give more"
         )
+    if options.new_words < 0:
+        raise UserError(f"--extend_vocabulary {options.new_words} is no number of words")
+    if options.new_words and options.vocabulary is None:
+        raise UserError("--extend_vocabulary needs --vocabulary, the one to extend")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers} is no number of processes; give 0 or more")
 
@@ -216,19 +225,41 @@ def _umask() -> int:
 
 def _tokenizer(
     sources: list[Source], options: PrepareOptions, report: Report
+) -> tuple[WordPieceTokenizer, int]:
+    """The vocabulary, and how many of its tokens were added to the one that was given."""
+    given = None
+    if options.vocabulary is not None:
+        given = _given_tokenizer(options.vocabulary, options.lowercase)
+        if not options.new_words:
+            return given, 0
+    texts = _sample(sources, int(options.vocabulary_megabytes * 1e6), report)
+    if given is not None:
+        report(Progress("extending the vocabulary", 0, None, 0.0))
+        extended = extend_vocabulary(given, texts, options.new_words)
+        return extended, extended.size - given.size
+    report(Progress("learning the vocabulary", 0, None, 0.0))
+    trained = WordPieceTokenizer.train(
+        texts,
+        size=options.vocabulary_size,
+        lowercase=True if options.lowercase is None else options.lowercase,
+    )
+    return trained, 0
+
+
+def _given_tokenizer(
+    vocabulary: str | WordPieceTokenizer, lowercase: bool | None
 ) -> WordPieceTokenizer:
-    if options.vocabulary is None:
-        texts = _sample(sources, int(options.vocabulary_megabytes * 1e6), report)
-        report(Progress("learning the vocabulary", 0, None, 0.0))
-        return WordPieceTokenizer.train(
-            texts,
-            size=options.vocabulary_size,
-            lowercase=True if options.lowercase is None else options.lowercase,
+    if isinstance(vocabulary, str):
+        path = Path(vocabulary).expanduser()
+        if not path.is_dir():
+            return WordPieceTokenizer.from_file(path, lowercase=lowercase)
+        vocabulary = open_corpus(path).tokenizer
+    if lowercase not in (None, vocabulary.lowercase):
+        raise UserError(
+            f"the given vocabulary is {'uncased' if vocabulary.lowercase else 'cased'}; leave "
+            f"--{'uncased' if lowercase else 'cased'} out"
         )
-    path = Path(options.vocabulary).expanduser()
-    if path.is_dir():
-        return open_corpus(path).tokenizer
-    return WordPieceTokenizer.from_file(path, lowercase=options.lowercase)
+    return vocabulary
 
 
 def _sample(sources: list[Source], max_bytes: int, report: Report) -> list[str]:
@@ -313,6 +344,7 @@ def _write(
     directory: Path,
     sources: list[Source],
     tokenizer: WordPieceTokenizer,
+    new_words: int,
     tokenizer_seconds: float,
     options: PrepareOptions,
     report: Report,
@@ -362,6 +394,7 @@ def _write(
             "sources": source_counts,
             "text_bytes": tally.text_bytes,
             "skipped": tally.skipped,
+            "new_words": new_words,  # how many of the last tokens --extend_vocabulary added
             "settings": _settings(options),
         },
     )

@@ -276,6 +276,11 @@ class WordPieceTokenizer:
         starts, lengths_in_order = offsets_of(lengths)[occurrences], lengths[occurrences]
         return flat[positions_of_runs(starts, lengths_in_order)], lengths_in_order
 
+    def words(self, text: str) -> list[str]:
+        """The words and marks of punctuation that are split into pieces, lower-cased if so set."""
+        normal = _normal(self._plain, text)
+        return [word for word, _ in self._plain.pre_tokenizer.pre_tokenize_str(normal)]
+
     def encode_with_characters(self, texts: Sequence[str]) -> TokenizedTexts:
         """Ids as ``encode_batch`` gives them, with the characters that each token stands for.
 

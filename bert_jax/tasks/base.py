@@ -87,6 +87,10 @@ class Task(abc.ABC):
     def initialise(self, key: jax.Array) -> Any:
         """Makes the parameters, which may be annotated with logical axes."""
 
+    def adopt(self, params: Any) -> Any:
+        """Fits the parameters of ``init_from`` to this task's model, before they are taken over."""
+        return params
+
     @abc.abstractmethod
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Losses and metrics of a batch as sums over weights; traced by ``jit``.

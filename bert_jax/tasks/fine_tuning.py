@@ -6,7 +6,6 @@ parameters that ``init_from`` names, and afterwards with the run's own checkpoin
 """
 
 import abc
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
-from bert_jax.models.config import BertConfig, size_shape
 from bert_jax.models.description import ASSET, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
+from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
 from bert_jax.training.plan import format_bytes
 
@@ -53,7 +52,7 @@ class FineTuning(Task):
         config = self.config
         self._start = start._replace(params=None)
         self.tokenizer = _tokenizer(config, start)
-        self.encoder = _encoder(config, start, self.tokenizer)
+        self.encoder = encoder_shape(config, start, self.tokenizer)
         longest = config.data.max_length
         if longest > self.encoder.max_positions:
             raise UserError(
@@ -217,40 +216,12 @@ def _fingerprint(source: Rows) -> str:
     return digest.hexdigest()
 
 
-def start_description(start: Start) -> ModelDescription | None:
-    """The model that a task begins with, if it begins with one."""
-    return ModelDescription.from_json(start.assets[ASSET]) if ASSET in start.assets else None
-
-
 def _tokenizer(config: ml_collections.ConfigDict, start: Start) -> WordPieceTokenizer:
-    if "tokenizer.json" in start.assets:
-        return WordPieceTokenizer.from_json(start.assets["tokenizer.json"])
+    if (tokenizer := start_tokenizer(start)) is not None:
+        return tokenizer
     if config.vocabulary:
         return WordPieceTokenizer.from_file(config.vocabulary)
     raise UserError(
         "there is no encoder to fine-tune; give --config.init_from=DIRECTORY (a run, or a Hugging "
         "Face model), or for one with random weights --config.size and --config.vocabulary"
     )
-
-
-def _encoder(
-    config: ml_collections.ConfigDict, start: Start, tokenizer: WordPieceTokenizer
-) -> BertConfig:
-    """The encoder's shape: that of the start, but for what the config sets."""
-    shape = size_shape(config.size) if config.size else {}
-    given = shape | {key: value for key, value in config.model.items() if value is not None}
-    described = start_description(start)
-    if described is not None:
-        encoder = dataclasses.replace(described.config, **given)
-    else:
-        try:
-            encoder = BertConfig(vocabulary_size=tokenizer.size, **given)
-        except TypeError:
-            raise UserError(
-                "an encoder with random weights needs a size; set --config.size=mini (or another), "
-                "or give --config.init_from=DIRECTORY"
-            ) from None
-    # What was open is filled in, so that the run's config says what was trained.
-    for key in config.model:
-        config.model[key] = getattr(encoder, key)
-    return encoder

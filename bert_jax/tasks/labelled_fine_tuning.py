@@ -13,8 +13,9 @@ from bert_jax.data.rows import Rows
 from bert_jax.data.tables import Table, concatenate, texts_of
 from bert_jax.data.text_rows import make_text_rows
 from bert_jax.errors import UserError
+from bert_jax.tasks.architecture import start_description
 from bert_jax.tasks.base import NEW, Batch, Start
-from bert_jax.tasks.fine_tuning import FineTuning, start_description
+from bert_jax.tasks.fine_tuning import FineTuning
 from bert_jax.tasks.labelled_texts import LabelledRows, read_splits
 from bert_jax.training.metrics import Ratio
 

@@ -3,6 +3,7 @@
 Shapes: B batch, L length, M masked positions, V vocabulary (padded).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,32 +21,20 @@ from bert_jax.data.masking import MaskingOptions, Unit
 from bert_jax.data.mixture import Part, parse_mixture
 from bert_jax.data.pairs import Objective, PairOptions
 from bert_jax.data.rows import pad_batch
-from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.data.tokenizer import CONTINUATION_PREFIX, WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ASSET, Head, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
+from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
 from bert_jax.tasks.fill_mask import sample_predictions
 from bert_jax.training.metrics import Ratio, Sums
 from bert_jax.training.report import SamplePrediction
+from bert_jax.training.transplant import extend_vocabulary
 
 # Validation examples are a function of the corpus alone, so that runs can be compared.
 _VALIDATION_SEED = 0
-
-
-def describe_model(config: ml_collections.ConfigDict, vocabulary_size: int) -> ModelDescription:
-    """The model that a pretraining config describes, for a vocabulary.
-
-    Raises:
-      UserError: a model setting is out of range.
-    """
-    return ModelDescription(
-        BertConfig(vocabulary_size=vocabulary_size, **config.model),
-        Head.PRETRAINING,
-        pooler=config.data.objective != Objective.NONE,
-    )
 
 
 class Pretraining(Task):
@@ -54,7 +43,9 @@ class Pretraining(Task):
     selection = "mlm_loss"
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
-        super().__init__(config, start)
+        super().__init__(config.copy_and_resolve_references(), start)
+        config = self.config
+        self._before = start_tokenizer(start)  # the vocabulary that is gone on from
         self._objective = _choice(Objective, config.data.objective, "data.objective")
         self._unit = _choice(Unit, config.data.masking.unit, "data.masking.unit")
         self.losses = {"mlm_loss": 1.0}
@@ -84,7 +75,12 @@ class Pretraining(Task):
                     f"{part.corpus} was prepared for; prepare it with --max_length {longest}"
                 )
         _check_vocabulary(self.tokenizer, start)
-        self.description = describe_model(config, self.tokenizer.size)
+        encoder = encoder_shape(config, start, self.tokenizer)
+        self.description = ModelDescription(
+            dataclasses.replace(encoder, vocabulary_size=self.tokenizer.size),
+            Head.PRETRAINING,
+            pooler=self._objective is not Objective.NONE,
+        )
         self.model = self.description.model()
         if max(self._max_lengths) > self.description.config.max_positions:
             raise UserError(
@@ -106,10 +102,22 @@ class Pretraining(Task):
             ]
             for phase in range(len(self._max_lengths))
         ]
+        if config.total_steps == 0:
+            config.total_steps = self._steps_of_epochs(config.get("epochs", 0.0))
         if config.evaluation.examples < 0:
             raise UserError(
                 f"evaluation.examples={config.evaluation.examples} must be at least 0, for all"
             )
+
+    def _steps_of_epochs(self, epochs: float) -> int:
+        config = self.config
+        shares = (1 - config.second_phase.share, config.second_phase.share)
+        sizes = (config.batch_size, config.second_phase.batch_size or config.batch_size)
+        epochs_per_step = sum(
+            share * size / sum(stream.epoch_sizes())
+            for share, size, stream in zip(shares, sizes, self._training_streams, strict=False)
+        )
+        return round(epochs / epochs_per_step)
 
     @property
     def _max_lengths(self) -> tuple[int, ...]:
@@ -133,6 +141,21 @@ class Pretraining(Task):
     def initialise(self, key: jax.Array) -> Any:
         """Makes the parameters, annotated with logical axes."""
         return self.description.initialise(key)
+
+    def adopt(self, params: Any) -> Any:
+        """Adds the rows of the words that the corpus's vocabulary has beyond that of the start.
+
+        Each begins as the mean of the pieces that the word had before (Gee et al., 2022, "Fast
+        Vocabulary Transfer", arXiv:2402.09977).
+        """
+        before = self._before
+        if before is None:
+            return params
+        added = self.tokenizer.vocabulary[before.size :]
+        words = [token.removeprefix(CONTINUATION_PREFIX) for token in added]
+        pieces = [ids or [before.unknown_id] for ids in before.encode_batch(words)]
+        rows = self.description.config.padded_vocabulary_size
+        return extend_vocabulary(params, before.size, pieces, rows)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Losses and accuracies of both objectives, and the unigram model's loss for comparison."""
@@ -311,13 +334,16 @@ def _classification(
 
 
 def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:
-    """A new run can start only from parameters of the same vocabulary."""
-    if start.identity is not None or "tokenizer.json" not in start.assets:
+    """A new run can start only from parameters whose tokens have the same ids here."""
+    before = start_tokenizer(start)
+    if start.identity is not None or before is None:
         return
-    if WordPieceTokenizer.from_json(start.assets["tokenizer.json"]).hash != tokenizer.hash:
+    same_ids = tokenizer.vocabulary[: before.size] == before.vocabulary
+    if not same_ids or tokenizer.lowercase != before.lowercase:
         raise UserError(
             "init_from was trained with another vocabulary than the corpus was prepared with; "
-            "prepare the corpus with that model's vocabulary (prepare --vocabulary)"
+            "prepare the corpus with that model's vocabulary (prepare --vocabulary DIRECTORY), "
+            "which may be extended there (--extend_vocabulary)"
         )
 
 

@@ -24,8 +24,9 @@ from bert_jax.data.tagging import (
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
+from bert_jax.tasks.architecture import start_description
 from bert_jax.tasks.base import NEW, Batch, Start
-from bert_jax.tasks.fine_tuning import FineTuning, start_description
+from bert_jax.tasks.fine_tuning import FineTuning
 from bert_jax.tasks.labelled_fine_tuning import token_sum
 from bert_jax.tasks.splits import read_examples
 from bert_jax.tasks.tag_scores import score_entities

@@ -27,7 +27,7 @@ from bert_jax.training.state import TrainState
 DIRECTORY = "checkpoints"
 SCORES = "scores.json"  # beside them: a checkpoint may be scored long after it was saved
 # Parameters, and the moments of an optimizer, with a row for each token and rows of padding.
-_VOCABULARY_TABLES = ("embeddings/word", "mlm_head/bias")
+VOCABULARY_TABLES = ("embeddings/word", "mlm_head/bias")
 
 
 class RunRecord(NamedTuple):
@@ -289,7 +289,7 @@ def _compare(
         there, here = found.get(name), expected.get(name)
         if there == here:
             continue
-        if name.endswith(_VOCABULARY_TABLES) and there and here and there[1:] == here[1:]:
+        if name.endswith(VOCABULARY_TABLES) and there and here and there[1:] == here[1:]:
             continue
         raise UserError(
             f"{path} is not a checkpoint of this model: {name} is {_describe(there)} there and "

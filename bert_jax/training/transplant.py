@@ -1,12 +1,18 @@
-"""Starts a model from the parameters of another."""
+"""Starts a model from the parameters of another.
 
-from collections.abc import Mapping
+Shapes: N new words, P pieces of a word.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.models.adaptation import added_by_adaptation
+from bert_jax.training.checkpoints import VOCABULARY_TABLES
 from bert_jax.training.sharding import parameter_name
 
 
@@ -53,6 +59,35 @@ def transplant(fresh: Any, source: Any, origin: str) -> tuple[Any, list[str]]:
     if unused := theirs.keys() - used - set(kept):
         notes.append(f"in {origin} and not used: {', '.join(_heads(sorted(unused)))}")
     return params, notes
+
+
+def extend_vocabulary(params: Any, tokens: int, pieces: Sequence[Sequence[int]], rows: int) -> Any:
+    """Gives the tables over the vocabulary rows for new words, and as much padding as wanted.
+
+    A new word's row, and its bias where masked tokens are predicted, is the mean of its pieces', so
+    that its logit is the mean of theirs. Random rows would draw probability from every token
+    at first (Hewitt, 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+
+    Args:
+      params: a model's parameters.
+      tokens: how many tokens they are for; whatever rows stand after those are dropped.
+      pieces: of each new word, the tokens that it was read as; at least one.
+      rows: how many the new tables have, padding (zeros) included.
+    """
+    weights_NP = np.zeros((len(pieces), max(map(len, pieces), default=1)), np.float32)
+    pieces_NP = np.zeros(weights_NP.shape, np.int32)
+    for word, ids in enumerate(pieces):
+        pieces_NP[word, : len(ids)] = ids
+        weights_NP[word, : len(ids)] = 1 / len(ids)
+
+    def extend(path: tuple[Any, ...], table: jax.Array) -> jax.Array:
+        if not parameter_name(path).endswith(VOCABULARY_TABLES):
+            return table
+        new = jnp.einsum("NP,NP...->N...", weights_NP, table[pieces_NP], precision="highest")
+        padding = jnp.zeros((rows - tokens - len(pieces), *table.shape[1:]), table.dtype)
+        return jnp.concatenate([table[:tokens], new.astype(table.dtype), padding])
+
+    return jax.tree_util.tree_map_with_path(extend, params)
 
 
 def _by_name(tree: Any) -> Mapping[str, jax.Array]:

@@ -1,0 +1,61 @@
+"""The model that a task begins with: its vocabulary and the shape of its encoder."""
+
+import dataclasses
+
+import ml_collections
+
+from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.config import BertConfig, size_shape
+from bert_jax.models.description import ASSET, ModelDescription
+from bert_jax.tasks.base import Start
+
+
+def start_description(start: Start) -> ModelDescription | None:
+    """The model that a task begins with, if it begins with one."""
+    return ModelDescription.from_json(start.assets[ASSET]) if ASSET in start.assets else None
+
+
+def start_tokenizer(start: Start) -> WordPieceTokenizer | None:
+    """The vocabulary of the model that a task begins with, if it begins with one."""
+    if "tokenizer.json" not in start.assets:
+        return None
+    return WordPieceTokenizer.from_json(start.assets["tokenizer.json"])
+
+
+def encoder_shape(
+    config: ml_collections.ConfigDict, start: Start, tokenizer: WordPieceTokenizer
+) -> BertConfig:
+    """The encoder's shape: that of the start, but for what the config sets.
+
+    Args:
+      config: ``model``, and in some recipes ``size``; what ``model`` leaves open (None) is filled
+        in, so that the run's config says what was trained.
+      start: what the task begins with.
+      tokenizer: the vocabulary of an encoder with random weights.
+
+    Raises:
+      UserError: neither the config nor the start says what the encoder is.
+    """
+    size = config.get("size", "")
+    shape = size_shape(size) if size else {}
+    given = shape | {key: value for key, value in config.model.items() if value is not None}
+    described = start_description(start)
+    if described is not None:
+        encoder = dataclasses.replace(described.config, **given)
+    else:
+        try:
+            encoder = BertConfig(vocabulary_size=tokenizer.size, **given)
+        except TypeError:
+            if "size" not in config:
+                raise UserError(
+                    "there is no encoder to start from; give --config.init_from=DIRECTORY (a run, "
+                    "or a Hugging Face model)"
+                ) from None
+            raise UserError(
+                "an encoder with random weights needs a size; set --config.size=mini (or another), "
+                "or give --config.init_from=DIRECTORY"
+            ) from None
+    for key in config.model:
+        config.model[key] = getattr(encoder, key)
+    return encoder
