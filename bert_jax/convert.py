@@ -19,6 +19,7 @@ import numpy as np
 
 from bert_jax.command_line import ArgumentParser, run
 from bert_jax.errors import UserError
+from bert_jax.formats.adapter_file import load_adapter
 from bert_jax.formats.hugging_face import (
     ForeignModel,
     read_model,
@@ -29,6 +30,7 @@ from bert_jax.formats.hugging_face import (
 from bert_jax.formats.model_card import model_card
 from bert_jax.formats.naming import to_tensors
 from bert_jax.formats.tensorflow_checkpoint import read_tensorflow_checkpoint
+from bert_jax.models.adaptation import merge_lora
 from bert_jax.models.description import ASSET, Head, Pooling
 from bert_jax.pretrained import VOCABULARY_ASSET, Pretrained, load
 from bert_jax.training.atomic_file import write_directory_atomically
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             notes = _write_workdir(read_tensorflow_checkpoint(source), source, out)
         case "to-hf":
             notes = _to_hugging_face(
-                load(arguments.source, arguments.step),
+                _load_plain(arguments),
                 source,
                 out,
                 head=arguments.head,
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 normalize=arguments.normalize,
             )
         case "to-onnx":
-            notes = _to_onnx(load(arguments.source, arguments.step), out)
+            notes = _to_onnx(_load_plain(arguments), out)
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {out}")
@@ -89,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--step", default="latest", help="latest (default), best or a step"
             )
+            command.add_argument(
+                "--adapter", metavar="FILE", help="put this adapter.safetensors on the checkpoint"
+            )
     to_hf = commands.choices["to-hf"]
     to_hf.add_argument(
         "--head",
@@ -108,6 +113,18 @@ def _parser() -> argparse.ArgumentParser:
         help="with --pooling: whether embeddings have length 1 (default: as in the checkpoint)",
     )
     return parser
+
+
+def _load_plain(arguments: argparse.Namespace) -> Pretrained:
+    """The model to write; LoRA is folded into its kernels, because other formats have none."""
+    model = load(arguments.source, arguments.step)
+    if arguments.adapter is not None:
+        model = load_adapter(arguments.adapter, model)
+    if not model.config.is_adapted:
+        return model
+    params, config = merge_lora(model.params, model.config)
+    description = dataclasses.replace(model.description, config=config)
+    return dataclasses.replace(model, params=params, description=description)
 
 
 def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str]:

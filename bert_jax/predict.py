@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 from bert_jax.command_line import ArgumentParser, run
+from bert_jax.formats.adapter_file import load_adapter
 from bert_jax.prediction.answers import ANSWER
 from bert_jax.prediction.choice import CHOOSE
 from bert_jax.prediction.command import Command, add_common_flags
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     chosen = next(command for command in COMMANDS if command.name == arguments.command)
     model = load(arguments.checkpoint, arguments.step)
+    if arguments.adapter is not None:
+        model = load_adapter(arguments.adapter, model)
     chosen.check(model, arguments.checkpoint)
     chosen.run(model, arguments)
     return 0

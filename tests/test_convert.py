@@ -1,5 +1,6 @@
 """The commands: what they write, what they say, and what they leave behind when they cannot."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -10,13 +11,18 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import hugging_face_models as models
+import numpy as np
 import pytest
 import transformers
+from flax.traverse_util import flatten_dict, unflatten_dict
 from hugging_face_models import CASES
+from random_params import random_params
 
 from bert_jax import predict
 from bert_jax.convert import main
 from bert_jax.errors import UserError
+from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.pretrained import load
 from bert_jax.training.checkpoints import Checkpoints
 
@@ -78,6 +84,44 @@ def test_the_heads_may_be_left_off(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(UserError, match="has no masked-language-model head"):
         main(["to-hf", str(tmp_path / "bare"), str(tmp_path / "out"), "--head", "mlm"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("adaptation", [{"lora_rank": 2}, {"adapter_width": 4}], ids=str)
+def test_an_adapter_answers_on_its_base_and_lora_is_exported(
+    tmp_path: Path, adaptation: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.write_model(tmp_path / "base", CASES["pretraining"])
+    base = load(tmp_path / "base")
+    config = dataclasses.replace(base.config, **adaptation)
+    description = ModelDescription(config, Head.CLASSIFICATION, ("bad", "good"), max_length=16)
+    drawn = flatten_dict(random_params(description.initialise))
+    kept = flatten_dict({"encoder": base.params["encoder"]})
+    silent = {path: np.zeros_like(drawn[path]) for path in drawn if path[-1] == "lora_b"}
+    fingerprint = base_fingerprint(base.params, base.config)
+    for name, flat in (("adapter", drawn | kept), ("silent", drawn | kept | silent)):
+        params = unflatten_dict(flat)
+        save_adapter(tmp_path / f"{name}.safetensors", params, description, fingerprint)
+
+    def classify(*model: str) -> list[float]:
+        texts = ("a fine day", "no, thank you")
+        assert predict.main(["classify", "--json", *texts, "--checkpoint", *model]) == 0
+        lines = map(json.loads, capsys.readouterr().out.splitlines())
+        return [line["probabilities"]["good"] for line in lines]
+
+    on_base = (str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter.safetensors"))
+    expected = classify(*on_base)
+    assert len(expected) == 2
+    out = tmp_path / "exported"
+    if "adapter_width" in adaptation:
+        with pytest.raises(UserError, match="cannot be merged into the encoder"):
+            main(["to-hf", on_base[0], str(out), *on_base[1:]])
+        assert not out.exists()
+        return
+    without_lora = classify(*on_base[:2], str(tmp_path / "silent.safetensors"))
+    assert without_lora != pytest.approx(expected, abs=1e-3)
+    assert main(["to-hf", on_base[0], str(out), *on_base[1:]]) == 0
+    capsys.readouterr()
+    assert classify(str(out)) == pytest.approx(expected, abs=1e-5)
 
 
 def truncate(path: Path) -> None:

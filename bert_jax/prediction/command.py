@@ -50,6 +50,9 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--step", default="latest", help="latest (default), best, or a step")
     parser.add_argument(
+        "--adapter", metavar="FILE", help="put this adapter.safetensors on the checkpoint"
+    )
+    parser.add_argument(
         "--input",
         metavar="FILE",
         help="lines of text, or a .jsonl, .csv or .tsv table; may be compressed (default: standard "
