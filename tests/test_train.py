@@ -2,10 +2,10 @@
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
+from interruption import kill_at
 from toy_task import CircleClassifier
 
 from bert_jax.command_line import load_config
@@ -15,17 +15,6 @@ from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preem
 
 TOY = ("--config", "tests/toy_task.py")
 pytestmark = pytest.mark.slow
-
-
-def kill_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> str:
-    """Sends a signal when the program says that it is at ``step``; returns all that it said."""
-    said = []
-    with process:
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith(f"step {step:,}/"):
-                process.send_signal(number)
-    return "".join(said)
 
 
 def saved_steps(workdir: Path) -> list[int]:

@@ -1,0 +1,69 @@
+"""Whole runs on rows of many lengths: killed and gone on, and on a mesh, they learn the same."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from interruption import kill_at
+
+from bert_jax.data.tokenizer import SPECIAL_TOKENS
+
+pytestmark = pytest.mark.slow
+WORDS = ("good", "bad", "the", "film", "was", "and", "long", "very", "not", "at", "all")
+
+
+@pytest.fixture(scope="module")
+def fine_tuning(tmp_path_factory):
+    """Arguments of a run on texts of 1 to 28 words, of which some are kept for validation."""
+    directory = tmp_path_factory.mktemp("texts")
+    random = np.random.default_rng(0)
+    rows = []
+    for _ in range(200):
+        words = random.choice(WORDS, round(28 ** random.random())).tolist()
+        rows.append({"text": " ".join(words), "label": words.count("good") > words.count("bad")})
+    data, vocabulary = directory / "rows.jsonl", directory / "vocab.txt"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *WORDS]))
+    return (
+        *("--config", "configs/classify.py", "--config.size=L1_H128"),
+        *(f"--config.vocabulary={vocabulary}", f"--config.data.train={data}"),
+        *("--config.data.max_length=32", "--config.batch_size=16", "--config.total_steps=12"),
+        *("--config.optimizer.learning_rate=1e-3", "--config.log_every_steps=1"),
+        "--config.checkpoint_every_steps=5",
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, fine_tuning, run_program, read_numbers):
+    """The metrics of a run on one device that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finished = run_program("train", *fine_tuning, "--workdir", str(workdir))
+    assert finished.returncode == 0, finished.stderr
+    # Several lengths, or the tests below would show nothing.
+    assert finished.stderr.count(": compiled") >= 2
+    records = read_numbers(workdir)
+    assert [record["step"] for record in records] == list(range(1, 13))
+    return records
+
+
+def test_a_killed_run_equals_one_that_was_not(
+    tmp_path, fine_tuning, whole, run_program, start_program, read_numbers
+):
+    command = ("train", *fine_tuning, "--workdir", str(tmp_path))
+    process = start_program(*command)
+    kill_at(process, 8, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert run_program(*command).returncode == 0
+    assert read_numbers(tmp_path) == whole
+
+
+def test_the_mesh_does_not_change_what_is_learnt(
+    tmp_path, fine_tuning, whole, run_program, read_numbers
+):
+    mesh = (f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor"))
+    command = ("train", *fine_tuning, "--workdir", str(tmp_path), *mesh)
+    finished = run_program(*command, devices=8)
+    assert finished.returncode == 0, finished.stderr
+    for record, wanted in zip(read_numbers(tmp_path), whole, strict=True):
+        assert record == pytest.approx(wanted, rel=2e-5, abs=2e-5)
