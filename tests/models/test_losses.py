@@ -85,6 +85,11 @@ def test_correct_counts_by_weight() -> None:
     assert (correct, weight) == (1.5, 2.5)
 
 
+def test_nothing_is_correct_beside_a_nan() -> None:
+    logits = jnp.array([[0.0, jnp.nan, 1.0]] * 3)
+    assert correct_sum(logits, jnp.arange(3), jnp.ones(3)) == (0, 3)
+
+
 def test_of_equal_logits_the_first_wins() -> None:
     labels = jnp.arange(4)
     assert correct_sum(jnp.zeros((4, 4)), labels, jnp.ones(4)) == (1, 4)
