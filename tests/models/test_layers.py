@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from bert_jax.models.layers import Dropout, LayerNorm, Projection, dropout, gelu
+from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, dropout, gelu
 
 IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
 
@@ -129,3 +131,46 @@ def test_kernels_start_from_a_normal_cut_at_two_deviations() -> None:
     assert 0.0395 < jnp.abs(kernel).max() <= 0.04
     # The deviation of a unit normal cut at two is 0.8796.
     assert jnp.std(kernel) == pytest.approx(0.02 * 0.8796, rel=0.01)
+
+
+# The inputs are larger than the outputs in one case, and smaller in the other.
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "axes"), [((3, 5, 4), (4, 2, 6), 1), ((3, 5, 4, 6), (4, 6, 7), 2)]
+)
+def test_contract_is_tensordot_with_its_gradients(
+    inputs: tuple[int, ...], kernel: tuple[int, ...], axes: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (inputs, kernel))
+
+    def loss(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda x, w: jnp.sum(jnp.sin(product(x, w, axes)))
+
+    np.testing.assert_allclose(contract(x, w, axes), jnp.tensordot(x, w, axes), rtol=1e-6)
+    ours = jax.grad(loss(contract), argnums=(0, 1))(x, w)
+    theirs = jax.grad(loss(jnp.tensordot), argnums=(0, 1))(x, w)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_contract_can_give_float32_of_bfloat16() -> None:
+    x, w = jnp.full((4, 300), 1.01, jnp.bfloat16), jnp.full((300, 5), 1.01, jnp.bfloat16)
+
+    def total(x: jax.Array, w: jax.Array) -> jax.Array:
+        product = contract(x, w, 1, jnp.dtype("float32"))
+        assert product.dtype == jnp.float32
+        return product.sum()
+
+    gradients = jax.grad(total, argnums=(0, 1))(x, w)
+    assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.bfloat16]
+    np.testing.assert_allclose(gradients[1].astype(jnp.float32), 4 * 1.01, rtol=2**-7)
+
+
+def test_a_part_of_a_projection_is_an_entry_of_the_whole() -> None:
+    projection = Projection((4, 3, 2, 5), ("a", "b", "c", "d"), 0.5, jnp.dtype("float32"))
+    inputs = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
+    variables = projection.init(jax.random.key(0), inputs)
+    whole = projection.apply(variables, inputs)
+    for number in range(3):
+        part = projection.apply(variables, number, inputs, method="part")
+        np.testing.assert_allclose(part, whole[:, :, number], rtol=1e-5, atol=1e-6)
