@@ -44,17 +44,14 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.loader_workers = 0  # processes that make batches; 0: a thread of the run's own
 
-    shape = size_shape(size)
     config.model = ml_collections.ConfigDict(
         {
-            **shape,
+            **size_shape(size),  # layers and widths; and for speed only, unroll
             "max_positions": 512,
             "initializer_stddev": 0.02,
             "hidden_dropout": 0.1,
             "attention_dropout": 0.1,
             "compute_dtype": "float32",
-            # For speed only: few layers run faster unrolled, many compile faster as a loop.
-            "unroll": shape["layers"] if shape["layers"] <= 4 else 1,
         }
     )
 

@@ -1,12 +1,13 @@
 """``config.json`` of ``transformers`` and the description of a model, each from the other."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.models.config import BertConfig
+from bert_jax.models.config import BertConfig, default_unroll
 from bert_jax.models.description import Head, ModelDescription
 
 # Field of BertConfig: their key, and what it is where a config.json leaves it out.
@@ -76,6 +77,7 @@ def read_description(
     config = BertConfig(
         **{ours: _number(fields, key, default, origin) for ours, (key, default) in _FIELDS.items()}
     )
+    config = dataclasses.replace(config, unroll=default_unroll(config.layers))
     head, pooler = _head(fields, tensors, origin)
     description = ModelDescription(
         config,

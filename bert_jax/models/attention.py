@@ -59,35 +59,52 @@ def dot_product_attention(
 
 
 class SelfAttention(nn.Module):
-    """Fused query/key/value projection, attention and output projection of one layer."""
+    """Query, key and value projections, attention and output projection of one layer.
+
+    The three projections are one parameter. They are computed apart, so that their gradients need
+    not be joined, and so that queries may be fewer than keys.
+    """
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, hidden_BLD: Array, lengths_B: Array, *, deterministic: bool) -> Array:
-        """Maps hidden states [B, L, D] to the attention block's output [B, L, D]."""
+    def __call__(
+        self, queries_BLD: Array, hidden_BSD: Array, lengths_B: Array, *, deterministic: bool
+    ) -> Array:
+        """Gives the attention block's output [B, L, D] at the queries.
+
+        Args:
+          queries_BLD: the hidden states of the positions that attend.
+          hidden_BSD: those of all positions, which are attended to.
+          lengths_B: int32, how many of them are real.
+          deterministic: without dropout.
+        """
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
-        query_key_value_BL3NK = Projection(
+        projection = Projection(
             shape=(config.width, 3, config.heads, config.head_width),
             axes=("width", "qkv", "heads", "head_width"),
             stddev=config.initializer_stddev,
             dtype=dtype,
             name="query_key_value",
-        )(hidden_BLD)
-        query_BLNK, key_BLNK, value_BLNK = (
+        )
+        query_BLNK, key_BSNK, value_BSNK = (
             add_low_rank_update(
-                config, target, hidden_BLD, part_BLNK, axes=("width", "heads", "head_width")
+                config,
+                target,
+                inputs,
+                projection.part(number, inputs),
+                axes=("width", "heads", "head_width"),
             )
-            for target, part_BLNK in zip(
-                ("query", "key", "value"), jnp.moveaxis(query_key_value_BL3NK, 2, 0), strict=True
+            for number, (target, inputs) in enumerate(
+                (("query", queries_BLD), ("key", hidden_BSD), ("value", hidden_BSD))
             )
         )
         drop = config.attention_dropout > 0.0 and not deterministic
         context_BLNK = dot_product_attention(
             query_BLNK,
-            key_BLNK,
-            value_BLNK,
+            key_BSNK,
+            value_BSNK,
             lengths_B,
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if drop else None,

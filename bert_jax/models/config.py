@@ -55,7 +55,8 @@ class BertConfig:
       compute_dtype: "float32" or "bfloat16", the type of matrix products and activations.
         Parameters, softmax, LayerNorm statistics and logits are float32 in both.
       unroll: layers that one iteration of the compiled loop runs. It changes speed and compile
-        time, never parameters or results.
+        time, never the parameters' layout. As many as there are layers also let the last compute
+        only what is read; results are the same but for rounding, and for the dropout that is drawn.
       lora_rank: rank of LoRA's updates (Hu et al., arXiv:2106.09685); 0 for none.
       lora_alpha: the updates are scaled by `lora_alpha / lora_rank`. The default is the paper's for
         RoBERTa-base.
@@ -133,6 +134,11 @@ class BertConfig:
             )
 
     @property
+    def unrolled(self) -> bool:
+        """Whether the layers are compiled one by one, not as a loop."""
+        return self.unroll >= self.layers
+
+    @property
     def is_adapted(self) -> bool:
         """Whether the encoder has LoRA or adapters, and its own weights are therefore frozen."""
         return self.lora_rank > 0 or self.adapter_width > 0
@@ -180,7 +186,13 @@ def size_shape(size: str) -> dict[str, int]:
         "width": width,
         "heads": width // HEAD_WIDTH,
         "feed_forward_width": 4 * width,
+        "unroll": default_unroll(layers),
     }
+
+
+def default_unroll(layers: int) -> int:
+    """Few layers run faster unrolled, many compile faster as a loop."""
+    return layers if layers <= 4 else 1
 
 
 def sized_config(size: str, vocabulary_size: int, **settings: Any) -> BertConfig:

@@ -94,6 +94,12 @@ class ModelDescription:
             case Head.QUESTION_ANSWERING:
                 return TokenClassifier(self.config, 2, dropout=False)
 
+    @property
+    def reads_first_position_only(self) -> bool:
+        """Whether no hidden state matters but that of a sequence's first position."""
+        pooled = (Head.CLASSIFICATION, Head.MULTI_LABEL, Head.REGRESSION, Head.CHOICE)
+        return self.head in pooled
+
     def initialise(self, key: jax.Array) -> Any:
         """Random parameters, annotated with logical axes."""
         ids_11 = jnp.zeros((1, 1), jnp.int32)

@@ -1,9 +1,11 @@
 """The BERT encoder (Devlin et al., arXiv:1810.04805): embeddings and a stack of post-norm layers.
 
-Shapes: B batch, L length, D model width, V vocabulary (padded), S hidden states.
+Shapes: B batch, L length, P positions that are read, D model width, V vocabulary (padded), S hidden
+states.
 
 The parameters of all layers are stacked on a leading axis "layers" and run by `nn.scan`: one layout
-whatever the unroll factor. Tree of `Encoder`:
+whatever the unroll factor. Where all are unrolled, the last is computed only at the positions that
+the heads read, if they say which. Tree of `Encoder`:
 
     embeddings/{word, position, segment}, embeddings/norm/{scale, bias}
     layers/attention/{query_key_value, output}/{kernel, bias}, attention_norm/{scale, bias},
@@ -11,6 +13,8 @@ whatever the unroll factor. Tree of `Encoder`:
 
 What LoRA and adapters add to it is in `adaptation.py`.
 """
+
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -132,10 +136,21 @@ class EncoderLayer(nn.Module):
             self.feed_forward_adapter = Adapter(config)
 
     def __call__(
-        self, hidden_BLD: Array, lengths_B: Array, deterministic: bool, all_hidden_states: bool
+        self,
+        hidden_BLD: Array,
+        lengths_B: Array,
+        deterministic: bool,
+        all_hidden_states: bool,
+        positions_BP: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Maps [B, L, D] to [B, L, D], given again as scan's per-layer output if asked for."""
-        update_BLD = self.attention(hidden_BLD, lengths_B, deterministic=deterministic)
+        """Maps [B, L, D] to [B, L, D], given again as scan's per-layer output if asked for.
+
+        With positions, only the hidden states there are computed: [B, P, D].
+        """
+        all_BLD = hidden_BLD
+        if positions_BP is not None:
+            hidden_BLD = _take(hidden_BLD, positions_BP)
+        update_BLD = self.attention(hidden_BLD, all_BLD, lengths_B, deterministic=deterministic)
         update_BLD = self.dropout(update_BLD, deterministic=deterministic)
         if self.config.adapter_width:
             update_BLD = self.attention_adapter(update_BLD)
@@ -175,6 +190,7 @@ class Encoder(nn.Module):
         *,
         deterministic: bool,
         all_hidden_states: bool = False,
+        positions_BP: Array | None = None,
     ) -> Array:
         """Encodes padded sequences.
 
@@ -185,18 +201,50 @@ class Encoder(nn.Module):
             changes no output at a real position; length 0 gives finite numbers.
           deterministic: without dropout. Otherwise `apply` needs `rngs={"dropout": key}`.
           all_hidden_states: give the states between the layers too.
+          positions_BP: int32 in [0, L), the positions that are read; not with `all_hidden_states`.
+            Where the layers are unrolled, the last one computes nothing else.
 
         Returns:
-          Hidden states [B, L, D] in the compute type, or with `all_hidden_states` an array
-          [layers + 1, B, L, D]: the embeddings first, the output last.
+          Hidden states [B, L, D] in the compute type, or [B, P, D] at the positions, or with
+          `all_hidden_states` an array [layers + 1, B, L, D]: the embeddings first, the output last.
 
         Raises:
           UserError: L is larger than the position table.
         """
         embedded_BLD = self.embeddings(token_ids_BL, segment_ids_BL, deterministic=deterministic)
+        if positions_BP is not None and self.config.unrolled and not self.is_initializing():
+            return self._unrolled(embedded_BLD, lengths_B, deterministic, positions_BP)
         hidden_BLD, states_SBLD = self.layers(
             embedded_BLD, lengths_B, deterministic, all_hidden_states
         )
-        if states_SBLD is None:
-            return hidden_BLD
-        return jnp.concatenate([embedded_BLD[None], states_SBLD])
+        if states_SBLD is not None:
+            return jnp.concatenate([embedded_BLD[None], states_SBLD])
+        return hidden_BLD if positions_BP is None else _take(hidden_BLD, positions_BP)
+
+    def _unrolled(
+        self, hidden_BLD: Array, lengths_B: Array, deterministic: bool, positions_BP: Array
+    ) -> Array:
+        """The layers one by one, the last of them at the positions only.
+
+        A compiled loop cannot do so: its layers are alike, and to take one out of the stack that
+        it runs over would copy the others' parameters.
+        """
+        layer = EncoderLayer(self.config, parent=None)
+        stacked = nn.unbox(self.layers.variables["params"])
+        last = self.config.layers - 1
+        for number in range(self.config.layers):
+            hidden_BLD, _ = layer.apply(
+                {"params": jax.tree.map(operator.itemgetter(number), stacked)},
+                hidden_BLD,
+                lengths_B,
+                deterministic,
+                False,
+                positions_BP if number == last else None,
+                rngs=None if deterministic else {"dropout": self.make_rng("dropout")},
+            )
+        return hidden_BLD
+
+
+def _take(hidden_BLD: Array, positions_BP: Array) -> Array:
+    """The hidden states [B, P, D] at the positions."""
+    return jnp.take_along_axis(hidden_BLD, positions_BP[..., None], axis=1)

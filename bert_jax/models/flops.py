@@ -21,7 +21,9 @@ _PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-def train_flops_per_token(config: BertConfig, length: int, decoded_share: float) -> float:
+def train_flops_per_token(
+    config: BertConfig, length: int, decoded_share: float, read_share: float = 1.0
+) -> float:
     """FLOPs of the forward and backward pass for one token of a sequence.
 
     6 N + 12 layers width length + 6 p (width^2 + width vocabulary), where N = layers (4 width^2 +
@@ -31,14 +33,21 @@ def train_flops_per_token(config: BertConfig, length: int, decoded_share: float)
     and adapters it is 4 N, since no gradient of the frozen weights is formed, and their own
     matrices, a per cent or so, count as nothing.
 
+    Where the layers are unrolled, the last counts by `read_share`, but for its keys and values.
+
     Args:
       config: the model.
       length: tokens a sequence, which attention's cost grows with.
       decoded_share: p, the share of positions whose vocabulary logits are computed.
+      read_share: the share of positions whose last hidden states the heads read.
     """
     width = config.width
-    weights = config.layers * (4 * width**2 + 2 * width * config.feed_forward_width)
-    attention = 12 * config.layers * width * length
+    keys_and_values = 2 * width**2
+    rest = 2 * width**2 + 2 * width * config.feed_forward_width
+    last = read_share if config.unrolled else 1.0
+    whole = config.layers - 1 + last  # layers, in what is computed at each position by itself
+    weights = config.layers * keys_and_values + whole * rest
+    attention = 12 * whole * width * length
     decoder = decoded_share * (width**2 + width * config.vocabulary_size)
     return (4 if config.is_adapted else 6) * weights + attention + 6 * decoder
 

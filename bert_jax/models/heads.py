@@ -3,8 +3,8 @@
 Every model is applied to ``(token_ids_BL, segment_ids_BL, lengths_B)`` and keeps its encoder under
 ``encoder``, so that parameters pass from one to another by name.
 
-Shapes: B batch, C choices, L length, M masked positions, D model width, V vocabulary (padded),
-T targets (classes, tags).
+Shapes: B batch, C choices, L length, M masked positions, P positions that are read,
+D model width, V vocabulary (padded), T targets (classes, tags).
 """
 
 import jax
@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
-from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
+from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, gelu, parameter
 
 Array = jax.Array
 
@@ -47,14 +47,11 @@ class MaskedLanguageModelHead(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(
-        self, hidden_BLD: Array, masked_positions_BM: Array, word_table_VD: Array
-    ) -> Array:
-        """Scores the vocabulary at the masked positions only.
+    def __call__(self, masked_BMD: Array, word_table_VD: Array) -> Array:
+        """Scores the vocabulary.
 
         Args:
-          hidden_BLD: the encoder's output.
-          masked_positions_BM: int32 in [0, L); unused slots may repeat any position.
+          masked_BMD: the encoder's output at the masked positions.
           word_table_VD: the encoder's word embeddings.
 
         Returns:
@@ -62,7 +59,6 @@ class MaskedLanguageModelHead(nn.Module):
         """
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
-        masked_BMD = jnp.take_along_axis(hidden_BLD, masked_positions_BM[..., None], axis=1)
         transformed_BMD = Projection(
             shape=(config.width, config.width),
             axes=("width", None),
@@ -80,16 +76,13 @@ class MaskedLanguageModelHead(nn.Module):
             (config.padded_vocabulary_size,),
             ("vocabulary",),
         )
-        logits_BMV = jnp.einsum(
-            "BMD,VD->BMV",
-            transformed_BMD,
-            word_table_VD.astype(dtype),
-            preferred_element_type=jnp.float32,
+        logits_BMV = contract(
+            transformed_BMD, word_table_VD.astype(dtype).T, 1, jnp.dtype("float32")
         )
-        # The bias is added as an outer product with ones, so that its gradient is a matrix-vector
-        # product; on CPU the sum over rows that broadcasting would give takes ten times as long.
-        ones_BM = jnp.ones(masked_positions_BM.shape, jnp.float32)
-        logits_BMV += jnp.einsum("BM,V->BMV", ones_BM, bias_V)
+        # The bias is added as an outer product with ones, so that its gradient is a product too; on
+        # the CPU the sum over rows that broadcasting would give takes ten times as long.
+        ones_BM1 = jnp.ones((*masked_BMD.shape[:2], 1), jnp.float32)
+        logits_BMV += contract(ones_BM1, bias_V[None], 1)
         real_V = jnp.arange(config.padded_vocabulary_size) < config.vocabulary_size
         return jnp.where(real_V, logits_BMV, PADDING_LOGIT)
 
@@ -138,14 +131,22 @@ class PretrainingModel(nn.Module):
         Raises:
           UserError: L is larger than the position table.
         """
-        hidden_BLD = self.encoder(
-            token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
+        positions_BP = masked_positions_BM
+        if self.next_sentence:
+            # The pooler reads the first position.
+            positions_BP = jnp.pad(positions_BP, ((0, 0), (1, 0)))
+        hidden_BPD = self.encoder(
+            token_ids_BL,
+            segment_ids_BL,
+            lengths_B,
+            deterministic=deterministic,
+            positions_BP=positions_BP,
         )
-        word_table_VD = self.encoder.embeddings.word
-        mlm_logits_BMV = self.mlm_head(hidden_BLD, masked_positions_BM, word_table_VD)
+        masked_BMD = hidden_BPD[:, 1:] if self.next_sentence else hidden_BPD
+        mlm_logits_BMV = self.mlm_head(masked_BMD, self.encoder.embeddings.word)
         if not self.next_sentence:
             return mlm_logits_BMV, None
-        return mlm_logits_BMV, self.next_sentence_head(self.pooler(hidden_BLD))
+        return mlm_logits_BMV, self.next_sentence_head(self.pooler(hidden_BPD))
 
 
 class EncoderModel(nn.Module):
@@ -195,10 +196,14 @@ class SequenceClassifier(nn.Module):
         self, token_ids_BL: Array, segment_ids_BL: Array, lengths_B: Array, *, deterministic: bool
     ) -> Array:
         """Gives float32 scores [B, T]."""
-        hidden_BLD = self.encoder(
-            token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
+        hidden_B1D = self.encoder(
+            token_ids_BL,
+            segment_ids_BL,
+            lengths_B,
+            deterministic=deterministic,
+            positions_BP=jnp.zeros((token_ids_BL.shape[0], 1), jnp.int32),
         )
-        pooled_BD = self.dropout(self.pooler(hidden_BLD), deterministic=deterministic)
+        pooled_BD = self.dropout(self.pooler(hidden_B1D), deterministic=deterministic)
         scores_BT: Array = self.classifier(pooled_BD)
         return scores_BT
 

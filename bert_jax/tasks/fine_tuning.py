@@ -148,7 +148,8 @@ class FineTuning(Task):
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward, without the vocabulary."""
-        return train_flops_per_token(self.encoder, length, 0.0)
+        read_share = 1 / length if self.description.reads_first_position_only else 1.0
+        return train_flops_per_token(self.encoder, length, 0.0, read_share)
 
     # --- what a checkpoint holds ---
 

@@ -297,7 +297,8 @@ class Pretraining(Task):
     def flops_per_token(self, length: int) -> float:
         """Forward and backward, with only the masked positions decoded."""
         share = self.config.data.masking.share
-        return train_flops_per_token(self.description.config, length, share)
+        first = 0.0 if self._objective is Objective.NONE else 1 / length
+        return train_flops_per_token(self.description.config, length, share, share + first)
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
         """The masked-token loss next to that of the unigram model, and the accuracies."""

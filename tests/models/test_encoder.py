@@ -96,6 +96,54 @@ def test_unroll_changes_neither_layout_nor_results(
         )
 
 
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_only_what_is_read_is_given_with_the_same_gradients(
+    unroll: int, params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    encoder = Encoder(dataclasses.replace(CONFIG, unroll=unroll))
+    positions = np.array([[0, 3, 3], [8, 0, 1], [0, 0, 0], [15, 0, 2]], np.int32)
+
+    def read(params: dict[str, Any], positions_BP: np.ndarray | None) -> jax.Array:
+        hidden = encoder.apply(params, *inputs, deterministic=True, positions_BP=positions_BP)
+        if positions_BP is None:
+            hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+        return hidden
+
+    def gradients(positions_BP: np.ndarray | None) -> Any:
+        loss = lambda params: jnp.sum(jnp.sin(read(params, positions_BP)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(nn.unbox(params))
+
+    np.testing.assert_allclose(read(params, positions), read(params, None), atol=2e-6)
+    jax.tree.map(
+        lambda ours, all_: np.testing.assert_allclose(ours, all_, rtol=1e-4, atol=2e-5),
+        gradients(positions),
+        gradients(None),
+    )
+
+
+def test_unrolled_layers_drop_different_elements(inputs: tuple[np.ndarray, ...]) -> None:
+    """Equal layers that add nothing but dropped ones: the last mask differs from those before."""
+    config = dataclasses.replace(CONFIG, layers=2, unroll=2, hidden_dropout=0.5)
+    encoder = Encoder(config)
+    everywhere = np.broadcast_to(np.arange(16, dtype=np.int32), (4, 16))
+    init = encoder.init(jax.random.key(0), *inputs, deterministic=True)
+    zeroed = jax.tree.map(jnp.zeros_like, nn.unbox(init))
+    layers = zeroed["params"]["layers"]
+    layers["feed_forward"]["output"]["bias"] += jnp.array([[1.0], [2.0]])
+    layers["attention_norm"]["scale"] += 1.0
+    layers["feed_forward_norm"]["scale"] += 1.0
+    states = encoder.apply(
+        zeroed,
+        *inputs,
+        deterministic=False,
+        positions_BP=everywhere,
+        rngs={"dropout": jax.random.key(1)},
+    )
+    # Both masks together leave four levels; one mask used twice would leave two.
+    levels = {float(level) for level in np.unique(np.round(np.asarray(states)[0, 0], 3))}
+    assert len(levels) == 4
+
+
 def test_padding_changes_no_real_position(
     params: dict[str, Any], inputs: tuple[np.ndarray, ...]
 ) -> None:
