@@ -54,8 +54,21 @@ def corpus_directory(text_directory: Path, tmp_path_factory: pytest.TempPathFact
     return directory
 
 
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this session's runs keep what they compiled: most of a short run is compilation."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent  # which all workers share
+    return directory / "compiled_programs"
+
+
 def program(
-    module: str, *arguments: str, devices: int = 1, environment: Mapping[str, str] | None = None
+    module: str,
+    *arguments: str,
+    compiled: Path,
+    devices: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """The command and the environment of one of the package's programs, on virtual CPU devices."""
     settings = dict(os.environ) | {
@@ -63,6 +76,8 @@ def program(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PYTHONWARNINGS": "ignore",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return [sys.executable, "-m", f"bert_jax.{module}", *arguments], settings | dict(
         environment or {}
@@ -70,11 +85,11 @@ def program(
 
 
 @pytest.fixture(scope="session")
-def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_program(compiled_programs: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``bert_jax.MODULE`` to its end: (module, *arguments, devices=1, environment=None)."""
 
     def run_to_end(module: str, *arguments: str, **keywords: object):
-        command, settings = program(module, *arguments, **keywords)
+        command, settings = program(module, *arguments, compiled=compiled_programs, **keywords)
         return subprocess.run(
             command, env=settings, cwd=ROOT, capture_output=True, text=True, check=False
         )
@@ -83,11 +98,11 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def start_program() -> Callable[..., subprocess.Popen[str]]:
+def start_program(compiled_programs: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts ``bert_jax.MODULE`` with its output as one stream of lines."""
 
     def start(module: str, *arguments: str, **keywords: object):
-        command, settings = program(module, *arguments, **keywords)
+        command, settings = program(module, *arguments, compiled=compiled_programs, **keywords)
         return subprocess.Popen(
             command,
             env=settings,
