@@ -11,25 +11,26 @@ the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` (as Protocol Buffers' 
 ``float()`` and :func:`read_metrics` turn back into the number.
 
 The TensorBoard events are derived: opening the log writes them anew from the lines that are kept.
-They are written here, as TFRecords of tensorboardX's event messages, and not through its
-``SummaryWriter``: that one writes from a thread of its own, which a full disk kills, and the run
-then waits for it for ever.
+They are written here, as records of TensorBoard's event messages, and not through a summary
+writer: such a one writes from a thread of its own, which a full disk kills, and the run then waits
+for it for ever. (tensorboardX is no choice: where PyTorch is installed it spends seconds importing
+it.)
 """
 
+import io
 import json
 import math
 import numbers
 import os
-import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsFloat
 
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import explain_write_errors, write_atomically
@@ -259,7 +260,7 @@ def _start_event_file(directory: Path, records: Sequence[Record]) -> Path:
     # new name makes one that is watching begin again instead of reading on from its old position.
     path = directory / f"events.out.tfevents.{int(time.time())}.bert_jax"
     version = Event(wall_time=time.time(), file_version="brain.Event:2")
-    write_atomically(path, _frame(version.SerializeToString()) + _encode_events(records))
+    write_atomically(path, _records([version]) + _encode_events(records))
     return path
 
 
@@ -275,21 +276,14 @@ def _encode_events(records: Iterable[Record]) -> bytes:
         event = Event(
             wall_time=time.time(), step=int(record["step"]), summary=Summary(value=values)
         )
-        events.append(_frame(event.SerializeToString()))
-    return b"".join(events)
+        events.append(event)
+    return _records(events)
 
 
-def _frame(message: bytes) -> bytes:
-    """The TFRecord framing: length, its checksum, the message, its checksum.
-
-    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-    """
-    length = struct.pack("<Q", len(message))
-    return b"".join(
-        (
-            length,
-            struct.pack("<I", masked_crc32c(length)),
-            message,
-            struct.pack("<I", masked_crc32c(message)),
-        )
-    )
+def _records(events: Iterable[Event]) -> bytes:
+    """The events as an event file has them, each with its length and checksums."""
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return stream.getvalue()

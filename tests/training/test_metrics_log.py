@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_jax.errors import UserError
 from bert_jax.training import metrics_log
@@ -26,8 +27,7 @@ def _write_steps(workdir: Path, *steps: int) -> None:
 
 
 def _tensorboard(workdir: Path) -> dict[str, list[tuple[int, float]]]:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(workdir / "tensorboard"))
+    events = EventAccumulator(str(workdir / "tensorboard"))
     events.Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
