@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 
 .PHONY: demo test test-fast lint clean
 
-demo: $(VENV)/runtime  ## pretrain a small BERT on the documentation of this machine, about 6 minutes
+demo: $(VENV)/runtime  ## pretrain a small BERT on the documentation of this machine, about 4 minutes
 	$(BIN)/python -m bert_jax.train --config configs/demo.py --workdir runs/demo
 	$(BIN)/python -m bert_jax.evaluate --workdir runs/demo
 	$(BIN)/python -m bert_jax.predict fill-mask --checkpoint runs/demo \
