@@ -110,7 +110,9 @@ def test_only_what_is_read_is_given_with_the_same_gradients(
         return hidden
 
     def gradients(positions_BP: np.ndarray | None) -> Any:
-        loss = lambda params: jnp.sum(jnp.sin(read(params, positions_BP)))  # noqa: E731
+        def loss(params: dict[str, Any]) -> jax.Array:
+            return jnp.sum(jnp.sin(read(params, positions_BP)))
+
         return jax.jit(jax.grad(loss))(nn.unbox(params))
 
     np.testing.assert_allclose(read(params, positions), read(params, None), atol=2e-6)
