@@ -15,7 +15,7 @@ from bert_jax.command_line import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The recipe of ``pretrain.py``, at a size and with settings for five minutes on two cores."""
+    """The recipe of ``pretrain.py``, at a size and with settings for minutes on two cores."""
     config = load_config(f"{Path(__file__).with_name('pretrain.py')}:tiny")
     config.total_steps = 2400
     config.batch_size = 64
