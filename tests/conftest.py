@@ -3,8 +3,11 @@
 import json
 import os
 
-# Before JAX is imported: tests run on the CPU, wherever they run.
+# Before JAX is imported: tests run on the CPU, wherever they run, and most of their time is
+# compilation, a third of it LLVM's optimisation of programs that run for milliseconds.
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = UNOPTIMISED
 
 import pydoc_data.topics
 import subprocess
@@ -73,7 +76,7 @@ def program(
     """The command and the environment of one of the package's programs, on virtual CPU devices."""
     settings = dict(os.environ) | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PYTHONWARNINGS": "ignore",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
