@@ -15,8 +15,8 @@ from bert_jax.data.randomness import permutation, purpose_seed
 # More batches sort better and are less alike to a shuffled epoch.
 _BATCHES_PER_WINDOW = 32
 # Lengths are padded to a multiple of this, and to few of them, for each is compiled once.
-_MULTIPLE = 8
-_MOST_LENGTHS = 5
+_MULTIPLE = 4
+_MOST_LENGTHS = 8
 
 
 def choose_lengths(
@@ -30,7 +30,7 @@ def choose_lengths(
       most: how many lengths to choose at most.
 
     Returns:
-      Rising multiples of 8, of which the last holds the longest row.
+      Rising multiples of 4, of which the last holds the longest row.
     """
     units = -(-np.minimum(lengths, max_length) // _MULTIPLE)
     rows = np.bincount(units)

@@ -20,9 +20,9 @@ def test_no_other_choice_of_lengths_wastes_less(lengths, most):
     chosen = choose_lengths(np.array(lengths), 48, most)
     assert len(chosen) <= most
     assert list(chosen) == sorted(set(chosen))
-    top = -(-max(lengths) // 8) * 8
+    top = -(-max(lengths) // 4) * 4
     assert chosen[-1] == top
-    every = range(8, top, 8)
+    every = range(4, top, 4)
     best = min(
         padded_positions(lengths, [*shorter, top])
         for count in range(most)
@@ -32,7 +32,7 @@ def test_no_other_choice_of_lengths_wastes_less(lengths, most):
 
 
 def test_a_maximum_that_is_no_multiple_is_kept():
-    assert choose_lengths(np.array([3, 21]), 21) == (8, 21)
+    assert choose_lengths(np.array([3, 21]), 21) == (4, 21)
 
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 1000)
