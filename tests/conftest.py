@@ -5,9 +5,10 @@ import os
 
 # Before JAX is imported: tests run on the CPU, wherever they run, and most of their time is
 # compilation, a third of it LLVM's optimisation of programs that run for milliseconds.
-UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = UNOPTIMISED
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import pydoc_data.topics
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 
+UNOPTIMISED = os.environ["XLA_FLAGS"]
 ROOT = Path(__file__).parents[1]
 # A model that compiles in seconds; two heads, so that a mesh can split them.
 SMALL = (
