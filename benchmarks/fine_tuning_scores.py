@@ -13,8 +13,8 @@ rows, which choose no checkpoint: there is one evaluation, after the last step.
                   same directory, with the numbers of configs/classify.py (rate, schedule, warm-up,
                   AdamW with its decay, clipping, batch, length); its batches are drawn at random
                   where ours are of about one length, and the last, smaller batch counts as a step
-    lora          configs/classify.py with LoRA and its own learning rate, the best of four for
-                  SST-2 on one seed, by these same validation rows
+    lora          configs/classify.py with LoRA on every projection and its own learning rate, the
+                  best of three for SST-2 on one seed, by these same validation rows
     tfidf         TF-IDF of words and pairs of words with logistic regression, whose penalty is
                   chosen by cross-validation on the training rows
 
@@ -41,6 +41,7 @@ from cpu_threads import use_cpu
 
 from bert_jax.command_line import load_config
 from bert_jax.data.tables import read_table, read_tfds_table
+from bert_jax.models.config import LORA_TARGETS
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.result import RESULT, read_result
 
@@ -260,8 +261,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--lora_rank", type=int, default=8)
-    parser.add_argument("--lora_learning_rate", type=float, default=3e-3)
+    parser.add_argument("--lora_rank", type=int, default=4)
+    parser.add_argument("--lora_learning_rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     contestants, seeds = arguments.contestants.split(","), arguments.seeds.split(",")
@@ -291,6 +292,8 @@ def main() -> None:
         "full": {"optimizer.learning_rate": arguments.learning_rate},
         "lora": {
             "model.lora_rank": arguments.lora_rank,
+            "model.lora_alpha": arguments.lora_rank,
+            "model.lora_targets": LORA_TARGETS,
             "optimizer.learning_rate": arguments.lora_learning_rate,
         },
     }
