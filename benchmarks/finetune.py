@@ -49,7 +49,7 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
     abstract = abstract_state(task.initialise, optimizer, mesh)
     state = initial_state(task.initialise, optimizer, abstract, jax.random.key(0))
     step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(1)), donate_argnums=0)
-    batches = training_batches(task, 0)
+    batches = training_batches(task, 0, mesh)
     compiled: dict[Any, Any] = {}
 
     def update() -> None:

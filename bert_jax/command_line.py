@@ -27,17 +27,18 @@ from typing import Any, NoReturn
 from absl import logging
 from ml_collections import ConfigDict
 
-from bert_jax.errors import UserError
+from bert_jax.errors import EXIT_USER_ERROR, UserError
 from bert_jax.training.preemption import EXIT_INTERRUPTED
+from bert_jax.training.process_group import ProcessGroup
 
-EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141
+EXIT_FAULT = 1  # as Python has it
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # writing to an open file names no file
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
     """Runs an entry point and exits with its code; a mistake of the user's costs one line.
 
     ``UserError`` and a full or unwritable disk end with ``error: ...`` on standard error and code
@@ -47,14 +48,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     Args:
       main: the program; returns its exit code, None for 0.
+      fail: how to leave with the code of what ``main`` raised.
 
     Raises:
-      SystemExit: always, unless ``main`` raised what is not handled here.
+      SystemExit: always, but for what ``fail`` does.
     """
     # Orbax and TFDS warn through absl of what is none of the user's business.
     logging.set_verbosity(logging.ERROR)
     try:
-        code = main()
+        sys.exit(main())
     except UserError as error:
         code = _fail(str(error))
     except BrokenPipeError:
@@ -63,14 +65,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = EXIT_BROKEN_PIPE
     except OSError as error:
         forbidden = error.errno in _FORBIDDEN and error.filename is not None
-        if error.errno not in _FULL_DISK and not forbidden:
-            raise
-        place = f"{error.filename} cannot be used: " if error.filename else ""
-        code = _fail(f"{place}{error.strerror}")
+        if error.errno in _FULL_DISK or forbidden:
+            place = f"{error.filename} cannot be used: " if error.filename else ""
+            code = _fail(f"{place}{error.strerror}")
+        else:
+            traceback.print_exc()
+            code = EXIT_FAULT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    sys.exit(code)
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAULT
+    fail(code)
 
 
 def _fail(message: str) -> int:
@@ -127,16 +134,18 @@ class ConfigFlags:
     Attributes:
       config: the recipe's config with the overrides applied, locked against unknown keys.
       workdir: the run's working directory, as it was typed.
+      processes: who takes part in the run.
     """
 
     config: ConfigDict
     workdir: str
+    processes: ProcessGroup
 
 
 def parse_config_flags(
     argv: Sequence[str] | None = None, *, program: str = "python -m bert_jax.train"
 ) -> ConfigFlags:
-    """Reads ``--config FILE[:ARGUMENT] --workdir DIR [--config.KEY=VALUE ...]``.
+    """Reads ``--config FILE[:ARGUMENT] --workdir DIR [--config.KEY=VALUE ...]``, and the processes.
 
     Args:
       argv: the arguments without the program's name; None reads those of the process.
@@ -158,12 +167,37 @@ def parse_config_flags(
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run keeps everything"
     )
+    group = parser.add_argument_group(
+        "many processes", "A TPU VM, SLURM, GKE and Open MPI tell the first three by themselves."
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 meets the others"
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    standard = ProcessGroup()
+    group.add_argument(
+        "--heartbeat_timeout",
+        type=int,
+        default=standard.heartbeat_timeout,
+        metavar="SECONDS",
+        help="silence after which a process counts as dead, and the run ends (%(default)s)",
+    )
+    group.add_argument(
+        "--connection_timeout",
+        type=int,
+        default=standard.connection_timeout,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start (%(default)s)",
+    )
     rest, overrides = take_overrides(sys.argv[1:] if argv is None else argv)
     parsed = parser.parse_args(rest)
+    processes = ProcessGroup(**{field: getattr(parsed, field) for field in ProcessGroup._fields})
+    processes.check()
     config = load_config(parsed.config)
     for key, text in overrides:
         override_config(config, key, text)
-    return ConfigFlags(config=config.lock(), workdir=parsed.workdir)
+    return ConfigFlags(config=config.lock(), workdir=parsed.workdir, processes=processes)
 
 
 def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

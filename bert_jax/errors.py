@@ -1,5 +1,7 @@
 """The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
 
+EXIT_USER_ERROR = 2
+
 
 class UserError(Exception):
     """Something the user gave cannot be used.

@@ -173,7 +173,7 @@ def evaluate_checkpoint(
             )
         with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
             params = checkpoints.restore_params(step, abstract_parameters(task.initialise, mesh))
-            batches = validation_batches(task, phase, size)
+            batches = validation_batches(task, phase, mesh, size)
             evaluation_step = jax.jit(make_evaluation_step(task))
             result = evaluate(evaluation_step, params, batches, task.validation_size(phase), mesh)
     assert result is not None

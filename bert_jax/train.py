@@ -46,6 +46,16 @@ from bert_jax.training.monitor import TOKENS, Monitor
 from bert_jax.training.optimizers import make_optimizer
 from bert_jax.training.plan import describe_run, describe_step
 from bert_jax.training.preemption import Preemption
+from bert_jax.training.processes import (
+    check_agreement,
+    claim_shared_workdir,
+    is_first,
+    join,
+    leave_at_once,
+    make_preemption,
+    tell_process_of_fault,
+    wait_for_all,
+)
 from bert_jax.training.progress import Progress
 from bert_jax.training.report import write_report
 from bert_jax.training.result import RESULT, find_result, write_result
@@ -54,14 +64,19 @@ from bert_jax.training.speed import SpeedMeter
 from bert_jax.training.state import TrainState, abstract_state, initial_state
 from bert_jax.training.step import make_evaluation_step, make_train_step
 from bert_jax.training.transplant import transplant
-from bert_jax.training.workdir import CONFIG, REPORT, claim_workdir, write_config
+from bert_jax.training.workdir import CONFIG, REPORT, write_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and trains; returns the exit code."""
     flags = parse_config_flags(argv)
     keep_freed_memory()
-    with claim_workdir(flags.workdir) as workdir, Preemption() as preemption:
+    join(flags.processes)
+    with (
+        tell_process_of_fault(),
+        claim_shared_workdir(flags.workdir) as workdir,
+        make_preemption() as preemption,
+    ):
         return train(flags.config, workdir, preemption)
 
 
@@ -132,12 +147,14 @@ def _train(
             notes = ["; ".join([f"going on from step {resumed_at:,}", *changed])]
         step = saved = resumed_at or 0
 
+        check_agreement(record.identity, "data")
+
         # --- Print the plan. ---
-        is_first = jax.process_index() == 0
-        if is_first:
+        if is_first():
             write_config(workdir / CONFIG, record.config)
-        log = stack.enter_context(MetricsLog(workdir, resume_step=resumed_at, enabled=is_first))
-        progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first))
+        log = stack.enter_context(MetricsLog(workdir, resume_step=resumed_at, enabled=is_first()))
+        wait_for_all("what the log keeps is on the disk")
+        progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first()))
         phases = [f"{phase.batch_size:,} × {phase.description}" for phase in task.phases]
         progress.note(
             describe_run(config.task, config.total_steps, phases, mesh, abstract, masking)
@@ -160,7 +177,7 @@ def _train(
         monitor = Monitor(
             log, progress, meter, _describer(task), config.log_every_steps, checkpoints.committed
         )
-        batches = training_batches(task, step)
+        batches = training_batches(task, step, mesh)
         patience = EarlyStopping(
             config.get("early_stopping_evaluations", 0),
             task.higher_is_better,
@@ -176,10 +193,10 @@ def _train(
                 result = evaluate(
                     evaluation_step,
                     state.params,
-                    validation_batches(task, phase),
+                    validation_batches(task, phase, mesh),
                     task.validation_size(phase),
                     mesh,
-                    lambda: preemption.requested,
+                    preemption.stops_here,
                 )
                 given_up = result is None
                 if result is not None:
@@ -190,7 +207,7 @@ def _train(
                     is_best = checkpoints.note_score(step, number, lower)
                     is_last = is_last or patience.exhausted
                 meter.restart()
-            stopping = preemption.requested
+            stopping = preemption.stops_here()
             save_due = is_last or stopping or _is_due(step, config.checkpoint_every_steps)
             if (save_due or (is_best and config.checkpoints.keep_best)) and step != saved:
                 monitor.catch_up()
@@ -216,7 +233,9 @@ def _train(
             where = f"and saved at step {step:,}" if step else "before the first step"
             progress.note(f"stopped {where}; the same command goes on")
             return preemption.exit_code
-        if is_first:
+        samples = task.samples(state.params)
+        left = task.finish(workdir, state.params)
+        if is_first():
             log.close()
             metrics = read_metrics(workdir / METRICS)
             judged_by = find_result(
@@ -235,10 +254,10 @@ def _train(
                 # With the corpus's fingerprint, by which a result can be cited.
                 environment=record.environment | {"data": json.dumps(record.identity)},
                 summary=task.headline(log.last_record("validation/") or {}),
-                samples=task.samples(state.params),
+                samples=samples,
                 notes=record.notes,
             )
-            for line in task.finish(workdir, state.params):
+            for line in left:
                 progress.note(line)
             progress.note(f"finished; the report is {workdir / REPORT}")
     return 0
@@ -338,4 +357,4 @@ def _compile(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, fail=leave_at_once)

@@ -19,6 +19,6 @@ def run_evaluation(task: Task, params: Any, batch_size: int | None = None) -> Ev
     """Evaluates on one device."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
     phase = task.phases[0]
-    batches = validation_batches(task, phase, batch_size)
+    batches = validation_batches(task, phase, mesh, batch_size)
     step = jax.jit(make_evaluation_step(task))
     return evaluate(step, params, batches, task.validation_size(phase), mesh)

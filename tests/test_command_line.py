@@ -258,6 +258,20 @@ def test_a_value_that_no_text_can_give_is_refused():
         override_config(config, "sizes", "{1}")
 
 
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--coordinator=a:1"], "go together"),
+        (["--coordinator=a", "--processes=2", "--process=0"], "--coordinator=a is no HOST:PORT"),
+        (["--coordinator=a:1", "--processes=2", "--process=2"], "--process=2 is none of"),
+        (["--heartbeat_timeout=0"], "at least 1 second"),
+    ],
+)
+def test_a_group_of_processes_is_described_whole(config_file, flags, told):
+    with pytest.raises(UserError, match=told):
+        _parse(config_file, *flags)
+
+
 # --- ArgumentParser ---
 
 
@@ -341,6 +355,21 @@ def test_a_disk_that_cannot_be_used_is_one_line(error, message, capsys):
 @pytest.mark.parametrize(
     "error", [ValueError("bug"), FileNotFoundError(errno.ENOENT, "?"), OSError(errno.EACCES, "?")]
 )
-def test_a_fault_of_the_program_keeps_its_traceback(error):
-    with pytest.raises(type(error)):
-        run(_raise(error))
+def test_a_fault_of_the_program_keeps_its_traceback(error, capsys):
+    code, told = _exit(_raise(error), capsys)
+    assert code == 1
+    assert told.startswith("Traceback")
+    assert f"{type(error).__name__}: {error}" in told
+
+
+def test_what_failed_leaves_as_it_is_told_to(capsys):
+    class Left(Exception):
+        pass
+
+    def leave(code: int):
+        raise Left(code)
+
+    with pytest.raises(Left, match="2"):
+        run(_raise(UserError("no")), fail=leave)
+    with pytest.raises(SystemExit):
+        run(lambda: 75, fail=leave)

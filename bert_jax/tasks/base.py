@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from bert_jax.data.loader import prefetch
+from bert_jax.data.rows import join_batches
 from bert_jax.errors import UserError
 from bert_jax.training.metrics import Sums
 from bert_jax.training.report import SamplePrediction
+from bert_jax.training.sharding import batch_shards, process_shards
 
 Batch: TypeAlias = Mapping[str, Any]
 
@@ -174,7 +177,10 @@ class Task(abc.ABC):
         return {name: value for name, value in validation.items() if name.startswith("validation/")}
 
     def finish(self, workdir: Path, params: Any) -> Sequence[str]:
-        """Leaves what a run leaves besides checkpoints, metrics and report; says so in lines."""
+        """Leaves what a run leaves besides checkpoints, metrics and report; says so in lines.
+
+        All processes call it, and the first one writes.
+        """
         return ()
 
     def samples(self, params: Any) -> Sequence[SamplePrediction]:
@@ -182,40 +188,44 @@ class Task(abc.ABC):
         return ()
 
 
-def process_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this process makes: one contiguous block."""
-    share = batch_size // jax.process_count()
-    first = jax.process_index() * share
-    return slice(first, first + share)
+def process_rows(batch_size: int, mesh: Mesh) -> tuple[slice, ...]:
+    """The rows of a global batch that this process makes, as few contiguous blocks as can be."""
+    size = batch_size // batch_shards(mesh)
+    shards = process_shards(mesh)
+    starts = [shard for shard in shards if shard - 1 not in shards]
+    ends = [shard + 1 for shard in shards if shard + 1 not in shards]
+    return tuple(slice(s * size, e * size) for s, e in zip(starts, ends, strict=True))
 
 
-def training_batches(task: Task, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+def training_batches(task: Task, first_step: int, mesh: Mesh) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches from ``first_step`` to the run's end, made ahead."""
     # Asked here, because worker processes must not start JAX.
-    rows = {phase: process_rows(phase.batch_size) for phase in task.phases}
+    rows = {phase: process_rows(phase.batch_size, mesh) for phase in task.phases}
 
     def make(step: int) -> dict[str, np.ndarray]:
-        return task.training_batch(step, rows[task.phase_at(step)])
+        blocks = rows[task.phase_at(step)]
+        return join_batches([task.training_batch(step, block) for block in blocks])
 
     config = task.config
     return prefetch(make, first_step, config.total_steps, workers=config.loader_workers)
 
 
 def validation_batches(
-    task: Task, phase: Phase, batch_size: int | None = None
+    task: Task, phase: Phase, mesh: Mesh, batch_size: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of all validation batches, made ahead; the last is filled up.
 
     Args:
       task: the task.
       phase: the phase whose examples are evaluated.
+      mesh: the device mesh.
       batch_size: examples in a global batch; the phase's by default.
     """
     size = batch_size or phase.batch_size
-    rows = process_rows(size)
+    rows = process_rows(size, mesh)
 
     def make(number: int) -> dict[str, np.ndarray]:
-        return task.validation_batch(phase, number, size, rows)
+        return join_batches([task.validation_batch(phase, number, size, block) for block in rows])
 
     return prefetch(make, 0, -(-task.validation_size(phase) // size))
 

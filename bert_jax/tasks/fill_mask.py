@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from bert_jax.data.tokenizer import UNKNOWN, WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.training.processes import to_host
 from bert_jax.training.report import SamplePrediction
 
 # Of a validation row with many masks, a reader takes in one; around it, about a line of text.
@@ -114,7 +115,7 @@ def sample_predictions(
         name: jnp.asarray(batch[name])
         for name in ("token_ids", "segment_ids", "lengths", "masked_positions")
     }
-    probabilities, guesses = jax.device_get(_best(model, params, inputs, _GUESSES))
+    probabilities, guesses = to_host(_best(model, params, inputs, _GUESSES))
     samples = []
     for row, tokens in enumerate(batch["token_ids"]):
         positions = batch["masked_positions"][row]

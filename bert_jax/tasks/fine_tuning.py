@@ -26,6 +26,7 @@ from bert_jax.models.flops import train_flops_per_token
 from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
 from bert_jax.training.plan import format_bytes
+from bert_jax.training.processes import is_first, to_host
 
 ADAPTER = "adapter.safetensors"
 _BASE_FINGERPRINT = "base_fingerprint"
@@ -172,7 +173,10 @@ class FineTuning(Task):
         if not self._base_fingerprint:
             return ()
         path = workdir / ADAPTER
-        save_adapter(path, params, self.description, self._base_fingerprint)
+        whole = to_host(params)
+        if not is_first():
+            return ()
+        save_adapter(path, whole, self.description, self._base_fingerprint)
         size = format_bytes(path.stat().st_size)
         return [f"{path} ({size}) adapts the encoder of {self.config.init_from}"]
 

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
+from bert_jax.training.processes import is_first, wait_for_all
 from bert_jax.training.sharding import parameter_name
 from bert_jax.training.state import TrainState
 
@@ -77,7 +78,9 @@ class Checkpoints:
         self._keep_best = keep_best
         self._read_only = read_only
         if not read_only:
-            self._remove_unfinished()
+            if is_first():
+                self._remove_unfinished()
+            wait_for_all("unfinished checkpoints are removed")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(create=not read_only),
@@ -151,7 +154,8 @@ class Checkpoints:
         is_best = best is None or score <= self._scores[best]
         on_disk = self.steps()
         self._scores = {s: old for s, old in self._scores.items() if s in on_disk} | {step: score}
-        write_atomically(self._scores_file, json.dumps(self._scores).encode())
+        if is_first():
+            write_atomically(self._scores_file, json.dumps(self._scores).encode())
         return is_best
 
     def _remove_unfinished(self) -> None:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bert_jax.training.metrics import Ratio, Sums, fetch, merge
+from bert_jax.training.processes import to_host
 from bert_jax.training.sharding import to_global
 
 Outputs: TypeAlias = Mapping[str, jax.Array]
@@ -53,7 +53,7 @@ def evaluate(
     def take(pending: tuple[Sums, Outputs]) -> None:
         fetched = fetch(pending[0])
         sums[:] = [merge(sums[0], fetched) if sums else fetched]
-        outputs.append(_gather(pending[1]))
+        outputs.append(to_host(dict(pending[1])))
 
     pending: tuple[Sums, Outputs] | None = None
     for batch in batches:
@@ -68,14 +68,6 @@ def evaluate(
     take(pending)
     joined = {name: _join([part[name] for part in outputs])[:examples] for name in outputs[0]}
     return Evaluation(sums[0], joined)
-
-
-def _gather(outputs: Outputs) -> dict[str, np.ndarray]:
-    """Brings the outputs of all processes' examples to every host."""
-    if jax.process_count() == 1:
-        return {name: np.asarray(array) for name, array in outputs.items()}
-    gathered: dict[str, np.ndarray] = multihost_utils.process_allgather(dict(outputs), tiled=True)
-    return gathered
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:

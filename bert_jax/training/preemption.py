@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType
-from typing import Self
+from typing import ClassVar, Self
 
 # A run that was told to stop has saved and can go on; no other ending of a run has this code
 # (EX_TEMPFAIL of sysexits.h: try again later).
@@ -17,6 +17,8 @@ class Preemption:
     Outside the main thread, where Python allows no signal handlers, nothing is caught.
     """
 
+    caught: ClassVar[tuple[int, ...]] = (signal.SIGTERM, signal.SIGINT)
+
     def __init__(self) -> None:
         self._signal: int | None = None
         self._previous: dict[int, object] = {}
@@ -25,6 +27,10 @@ class Preemption:
     def requested(self) -> bool:
         """Whether the run shall save and stop."""
         return self._signal is not None
+
+    def stops_here(self) -> bool:
+        """Whether the run shall save and stop at this point of the program."""
+        return self.requested
 
     @property
     def exit_code(self) -> int:
@@ -38,7 +44,7 @@ class Preemption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in self.caught:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

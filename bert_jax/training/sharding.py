@@ -60,6 +60,15 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def process_shards(mesh: Mesh) -> tuple[int, ...]:
+    """Which of those parts this process holds and has to make, ascending.
+
+    Where the tensor axis spans processes, several of them make the same.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_shards(mesh),))
+    return tuple(sorted({place[0].start or 0 for place in places.values() if place is not None}))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How batches are laid out: split over their first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -145,9 +154,19 @@ def parameter_name(path: tuple[Any, ...]) -> str:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes a global batch of the rows that this process holds."""
+    """Makes a global batch of the rows of ``process_shards``, which this process gives in order."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    shards = process_shards(mesh)
+
+    def spread(array: np.ndarray) -> jax.Array:
+        size = len(array) // len(shards)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # as JAX has it for what a process does not hold
+            first = size * shards.index((index[0].start or 0) // size)
+            return array[first : first + size]
+
+        shape = (size * batch_shards(mesh), *array.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: spread(array) for name, array in batch.items()}

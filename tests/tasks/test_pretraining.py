@@ -35,7 +35,7 @@ def score(task, params):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
     step = jax.jit(make_evaluation_step(task))
     phase = task.phases[-1]
-    batches, size = validation_batches(task, phase), task.validation_size(phase)
+    batches, size = validation_batches(task, phase, mesh), task.validation_size(phase)
     return evaluate(step, params, batches, size, mesh).sums
 
 

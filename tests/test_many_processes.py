@@ -1,0 +1,180 @@
+"""Runs in several processes over localhost: what they learn, what they read, and how they end."""
+
+import signal
+import socket
+import subprocess
+
+import pytest
+from interruption import kill_at
+from recording_task import RECORDS
+
+from bert_jax.training.preemption import EXIT_PREEMPTED
+
+pytestmark = pytest.mark.slow
+STEPS = ("--config.total_steps=6", "--config.evaluate_every_steps=3")
+# Sums in another order; the model is float32.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture
+def start_processes(start_program):
+    """Starts a run in several processes: (processes, devices of each, *arguments)."""
+    started = []
+
+    def start(processes, devices, *arguments, **keywords):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        group = ("--coordinator", coordinator, "--processes", str(processes))
+        started.extend(
+            start_program(
+                "train",
+                *arguments,
+                *(*group, "--process", str(number), "--heartbeat_timeout=10"),
+                devices=devices,
+                **keywords,
+            )
+            for number in range(processes)
+        )
+        return started[-processes:]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def end(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Waits for all; returns what each said."""
+    return [process.communicate(timeout=300)[0] for process in processes]
+
+
+def assert_finished(processes: list[subprocess.Popen[str]]) -> list[str]:
+    said = end(processes)
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
+    return said
+
+
+def assert_same(records, expected):
+    assert len(records) == len(expected) == 6
+    for record, wanted in zip(records, expected, strict=True):
+        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, run_program, small_run, read_numbers):
+    workdir = tmp_path_factory.mktemp("one-process")
+    finished = run_program("train", *small_run(workdir, *STEPS))
+    assert finished.returncode == 0, finished.stderr
+    return read_numbers(workdir)
+
+
+def test_two_processes_learn_the_same_and_four_go_on(
+    tmp_path, start_processes, small_run, read_numbers, one_process
+):
+    run = small_run(tmp_path, *STEPS, "--config.checkpoint_every_steps=3")
+    fsdp = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
+    first, second = assert_finished(start_processes(2, 4, *run, *fsdp))
+    assert_same(read_numbers(tmp_path), one_process)
+    assert (tmp_path / "report.html").exists()
+    assert "step 6: validation" in first
+    assert "step" not in second
+    # Back to step 3, as if the run had been killed there.
+    (tmp_path / "checkpoints" / "6").rename(tmp_path / "gone")
+    first, *_ = assert_finished(start_processes(4, 1, *run))
+    assert "devices 8 -> 4" in first
+    assert "processes 2 -> 4" in first
+    assert_same(read_numbers(tmp_path), one_process)
+
+
+def test_four_processes_on_a_mixed_mesh_and_one_goes_on(
+    tmp_path, start_processes, run_program, small_run, read_numbers, one_process
+):
+    run = small_run(tmp_path, *STEPS, "--config.checkpoint_every_steps=3")
+    mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
+    assert_finished(start_processes(4, 2, *run, *mesh))
+    assert_same(read_numbers(tmp_path), one_process)
+    (tmp_path / "checkpoints" / "6").rename(tmp_path / "gone")
+    finished = run_program("train", *run, devices=2)
+    assert finished.returncode == 0, finished.stderr
+    assert_same(read_numbers(tmp_path), one_process)
+
+
+@pytest.mark.parametrize(
+    "mesh, shards_of_each",
+    [
+        ({"data": 8}, [{0, 1}, {2, 3}, {4, 5}, {6, 7}]),
+        # Two processes hold one part of the batch together, and both make its rows.
+        ({"data": 2, "tensor": 4}, [{0}, {0}, {1}, {1}]),
+    ],
+    ids=["data8", "data2-tensor4"],
+)
+def test_every_process_reads_its_own_rows(
+    tmp_path, start_processes, read_numbers, run_program, mesh, shards_of_each
+):
+    records = tmp_path / "rows"
+    records.mkdir()
+    run = ("--config", "tests/recording_task.py", "--config.total_steps=5")
+    arguments = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    run = (*run, *arguments, "--workdir", str(tmp_path / "run"))
+    assert_finished(start_processes(4, 2, *run, environment={RECORDS: str(records)}))
+    shards = max(map(max, shards_of_each)) + 1
+    size = 32 // shards
+    for number, expected in enumerate(shards_of_each):
+        lines = [line.split() for line in (records / str(number)).read_text().splitlines()]
+        # Batches are made ahead, but none twice.
+        assert [int(step) for step, *_ in lines] == list(range(5))
+        for _, first, stop in lines:
+            assert set(range(int(first), int(stop))) == {
+                row for shard in expected for row in range(shard * size, (shard + 1) * size)
+            }
+    whole = tmp_path / "whole"
+    toy = ("--config", "tests/toy_task.py", "--config.total_steps=5", "--workdir", str(whole))
+    assert run_program("train", *toy).returncode == 0
+    for record, wanted in zip(read_numbers(tmp_path / "run"), read_numbers(whole), strict=True):
+        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_a_signal_to_one_stops_all_and_a_death_ends_all(
+    tmp_path, start_processes, run_program, read_numbers
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    toy = ("--config", "tests/toy_task.py", "--config.total_steps=300")
+    assert run_program("train", *toy, "--workdir", str(whole)).returncode == 0
+    command = (*toy, "--workdir", str(parts))
+
+    first, *others = start_processes(4, 1, *command)
+    said = kill_at(first, 7, signal.SIGTERM)
+    end(others)
+    assert [process.returncode for process in (first, *others)] == [EXIT_PREEMPTED] * 4, said
+    assert "stopped and saved at step" in said
+
+    first, second, third, fourth = start_processes(4, 1, *command)
+    for line in first.stdout:
+        if line.startswith("step 250/"):
+            third.kill()
+            break
+    said, *rest = end([first, second, fourth])
+    assert all(process.returncode not in (0, None) for process in (first, second, fourth))
+    assert "Where another one failed first" in "".join([said, *rest])
+
+    assert_finished(start_processes(4, 1, *command))
+    for record, wanted in zip(read_numbers(parts), read_numbers(whole), strict=True):
+        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_who_does_not_come_is_told(tmp_path, start_processes, run_program):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{closed.getsockname()[1]}"
+    for process in (0, 1):
+        alone = run_program(
+            *("train", "--config", "tests/toy_task.py", "--workdir", str(tmp_path)),
+            *("--coordinator", coordinator, "--processes=2", f"--process={process}"),
+            "--connection_timeout=2",
+        )
+        assert alone.returncode == 2
+        assert alone.stderr.startswith("error: the processes of this run did not all meet at 127.0")
+        assert coordinator in alone.stderr
+        assert alone.stderr.count("\n") == 1
