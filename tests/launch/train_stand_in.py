@@ -1,0 +1,54 @@
+"""What the launchers start here in place of ``bert_jax.train``: a process that ends as it is told.
+
+    -m bert_jax.train --workdir DIR [--process I] [--die I:CODE] [--hold] [--stubborn]
+
+Each process adds a line of JSON to ``DIR/started``. With ``--die`` process ``I`` then ends with
+``CODE``, or by signal ``-CODE``; with ``--hold`` a process says that it is ready in the FIFO
+``DIR/ready`` and waits for SIGTERM or Ctrl-C, which it answers as ``bert_jax.train`` does. A
+stubborn one is ended by SIGKILL alone.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-m", required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--die", default="")
+    parser.add_argument("--hold", action="store_true")
+    parser.add_argument("--stubborn", action="store_true")
+    flags, _ = parser.parse_known_args()
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with open(flags.workdir / "started", "a") as started:
+        started.write(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ)}) + "\n")
+    process, _, code = flags.die.partition(":")
+    print(f"process {flags.process} is here", flush=True)
+    if process == str(flags.process):
+        print("its last words", file=sys.stderr, flush=True)
+        if int(code) < 0:
+            os.kill(os.getpid(), -int(code))
+        return int(code)
+    if flags.hold:
+        # Opened for reading too, it does not wait for the test to read it.
+        ready = os.open(flags.workdir / "ready", os.O_RDWR)
+        os.write(ready, b"ready\n")
+    if flags.hold or flags.stubborn:
+        number = signal.sigwait(signals)
+        if flags.stubborn:
+            signal.sigwait({signal.SIGUSR1})
+        # A second Ctrl-C would interrupt the real program at once, before it has saved.
+        again = signal.sigtimedwait({signal.SIGINT}, 0.3)
+        return 1 if again else {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
