@@ -55,7 +55,7 @@ def started(workdir: Path) -> list[dict]:
 
 
 def attempts(workdir: Path, process: int) -> int:
-    return sum(line["argv"][-1] == str(process) for line in started(workdir))
+    return sum(line["process"] == process for line in started(workdir))
 
 
 def test_processes_are_told_of_each_other_and_flags_come_through_whole(run_local, tmp_path):
