@@ -16,10 +16,12 @@ test: $(VENV)/test  ## every test, under 15 minutes on two cores
 test-fast: $(VENV)/test  ## all but the tests that start whole runs
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-lint: $(VENV)/test  ## formatting, lint and types
+lint: $(VENV)/test  ## formatting, lint and types, of the scripts in launch/ too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch .ci/run
+	$(BIN)/hadolint launch/Dockerfile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
