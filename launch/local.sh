@@ -130,14 +130,16 @@ wait_for_one() {
   unset "running[process]"
 }
 
+# Sets `death` to a sentence, and shows the last words of the dead.
 tell_death() {
-  local process=$1 code=$2 how="with exit code $2"
+  local process=$1 code=$2 log=$LOGS/process_$1.log how="with exit code $2"
   ((code <= 128)) || how="of SIG$(kill -l $((code - 128)))"
+  death="process $process died first, $how"
   if ((process == 0)); then
-    say "process 0 died first, $how; its last lines are above"
+    say "$death; its last lines are above; ending the others"
   else
-    say "process $process died first, $how; the last lines of $LOGS/process_$process.log:"
-    tail -n 20 "$LOGS/process_$process.log" >&2
+    say "$death; ending the others; the last lines of $log:"
+    tail -n 50 "$log" >&2
   fi
 }
 
@@ -149,7 +151,7 @@ is_stop() {
 
 # Runs all processes to their end; sets `status` to 0 or to the code of the first that failed.
 run_processes() {
-  local code process killer=""
+  local code process killer="" death=""
   status=0
   start_processes "$@"
   while ((${#running[@]})); do
@@ -167,9 +169,10 @@ run_processes() {
     killer=$!
   done
   [[ -z $killer ]] || kill -- "-$killer" 2>/dev/null || true
+  [[ -z $death ]] || say "all have ended; $death" # below what the others had to say
 }
 
-((processes == 1)) || say "processes 1 to $((processes - 1)) write to $LOGS/process_*.log"
+((processes == 1)) || say "process 0 writes here, each other one I to $LOGS/process_I.log"
 while true; do
   run_processes "$@"
   case $status in

@@ -86,20 +86,23 @@ def test_processes_are_told_of_each_other_and_flags_come_through_whole(run_local
     assert (tmp_path / "logs/process_2.log").read_text() == "process 2 is here\n"
 
 
-@pytest.mark.parametrize("death, code, how", [("2:1", 1, "exit code 1"), ("2:-9", 137, "SIGKILL")])
+@pytest.mark.parametrize(
+    "death, code, how", [("2:1", 1, "with exit code 1"), ("2:-9", 137, "of SIGKILL")]
+)
 def test_the_first_death_is_named_and_ends_the_others(run_local, death, code, how):
     # The others would wait for ever.
     returned, _, errors = run_local(4, "--hold", "--die", death)
     assert returned == code
-    assert errors.count("died first") == 1
-    assert "process 2 died first" in errors and how in errors
+    assert f"process 2 died first, {how}; ending the others" in errors
     assert "process_2.log:\nprocess 2 is here\nits last words\n" in errors
+    last = errors.splitlines()[-1]
+    assert last == f"launch/local.sh: all have ended; process 2 died first, {how}"
 
 
 def test_who_does_not_answer_sigterm_is_killed(run_local):
     code, _, errors = run_local(3, "--stubborn", "--die", "1:3", GRACE="1")
     assert code == 3
-    assert errors.count("died first") == 1
+    assert "all have ended; process 1 died first, with exit code 3" in errors
 
 
 def test_process_0_may_be_the_first(run_local):
@@ -135,7 +138,7 @@ def test_a_death_is_followed_by_as_many_restarts_as_allowed(run_local, tmp_path)
     code, _, errors = run_local(2, "--hold", "--die", "1:1", RESTARTS="2")
     assert code == 1
     assert attempts(tmp_path, 1) == 3
-    assert errors.count("died first") == 3
+    assert errors.count("all have ended; process 1 died first") == 3
     logs = (tmp_path / "logs/process_1.log").read_text()
     assert logs.count("its last words") == 3
 
