@@ -53,18 +53,21 @@ tpus() {
 }
 
 # Prints the state of a `tpu-vm` or of a `queued-resources` request, such as READY, or ABSENT. What
-# else goes wrong, such as a missing permission, must not pass for an absent slice.
+# else goes wrong, such as a missing permission, must not pass for an absent slice; once there was
+# one, it passes for a fault of the network.
 state() {
   local format="value(state)" output
   [[ $1 == tpu-vm ]] || format="value(state.state)"
-  if output=$(tpus "$1" describe "$NAME" --format="$format" 2>&1); then
-    echo "${output##*$'\n'}" # warnings stand above it
-  elif [[ $output == *NOT_FOUND* ]]; then
-    echo ABSENT
-  else
+  until output=$(tpus "$1" describe "$NAME" --format="$format" 2>&1); do
+    if [[ $output == *NOT_FOUND* ]]; then
+      echo ABSENT
+      return
+    fi
     echo "$output" >&2
-    return 1
-  fi
+    [[ -n ${was_ready-} ]] || return 1
+    sleep "$POLL"
+  done
+  echo "${output##*$'\n'}" # warnings stand above it
 }
 
 software() {
@@ -140,6 +143,10 @@ on() {
 }
 
 worker_install() {
+  if [[ -e pid ]] && kill -s 0 "$(<pid)" 2>/dev/null; then
+    echo "$HOSTNAME: a run is going on; stop it before you install" >&2
+    return 1
+  fi
   rm -rf source
   git clone --quiet ../bert_jax.bundle source
   # uv brings a Python of its own; the TPU software's is too old.
@@ -205,13 +212,15 @@ require_bucket() {
 }
 
 install() {
-  local root bundle
+  local root bundle code=0
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   git -C "$root" diff --quiet HEAD || say "what is not committed is not installed"
-  bundle=$(mktemp -d)/bert_jax.bundle
+  bundle=$(mktemp)
   git -C "$root" bundle create --quiet "$bundle" HEAD &&
-    tpus tpu-vm scp "$bundle" "$NAME:" --worker=all &&
-    on all worker_install
+    tpus tpu-vm scp "$bundle" "$NAME:bert_jax.bundle" --worker=all &&
+    on all worker_install || code=$?
+  rm "$bundle"
+  return "$code"
 }
 
 # Shows worker 0's log to the end of the run; sets `outcome` to its exit code, to what else
@@ -261,7 +270,7 @@ run() {
   while true; do
     if [[ ${outcome##*$'\n'} == running ]]; then
       follow # an earlier command started it
-    elif install && on all worker_stop && on all worker_start "$@"; then
+    elif on all worker_stop && install && on all worker_start "$@"; then
       follow
     else
       outcome="not started"
@@ -304,6 +313,7 @@ case $command in
     ;;
   follow)
     follow
+    [[ $outcome != absent ]] || fail "nothing was started on $NAME"
     exit_if_final
     exit_as_failed
     ;;

@@ -2,8 +2,8 @@
 
 It records its calls in ``calls`` of the directory that STUB_DIRECTORY names. What is sent to a
 worker by ssh is run there, here. ``plan`` in that directory has a line for each time that a log is
-followed and more is to happen: ``preempt`` (the workers die, the slice is PREEMPTED) or
-``disconnect``.
+followed and more is to happen: ``preempt`` (the workers die, the slice is PREEMPTED, and the next
+look at it fails) or ``disconnect``.
 """
 
 import json
@@ -54,6 +54,10 @@ def describe(kind: str) -> int:
     if (DIRECTORY / "forbidden").exists():
         print("ERROR: (gcloud) PERMISSION_DENIED: you may not look", file=sys.stderr)
         return 1
+    if (DIRECTORY / "hiccup").exists():
+        (DIRECTORY / "hiccup").unlink()
+        print("ERROR: (gcloud) UNAVAILABLE: the network is down", file=sys.stderr)
+        return 1
     if not state_file(kind).exists():
         print("ERROR: (gcloud) NOT_FOUND: Resource was not found", file=sys.stderr)
         return 1
@@ -82,6 +86,7 @@ def ssh(worker: str, command: str) -> int:
             plan.unlink()
         if event == "preempt":
             kill_workers()
+            (DIRECTORY / "hiccup").touch()
             state_file("tpu-vm").write_text("PREEMPTED")
             if state_file("queued-resources").exists():
                 state_file("queued-resources").write_text("SUSPENDED")
@@ -118,8 +123,9 @@ def main() -> int:
         case _, "delete":
             delete(kind)
         case "tpu-vm", "scp":
+            name = arguments[5].removeprefix("mine:")
             for worker in WORKERS:
-                shutil.copy(arguments[4], home(worker))
+                shutil.copy(arguments[4], home(worker) / name)
         case "tpu-vm", "ssh":
             return ssh(flags["--worker"], flags["--command"])
         case _:

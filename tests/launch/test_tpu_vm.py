@@ -28,7 +28,7 @@ echo "$PWD: $*" >>"$STUB_DIRECTORY/uv calls"
 def cloud(tmp_path: Path, stand_in: Path) -> Path:
     """The directory of a stand-in for Google Cloud; its programs are in ``bin``."""
     stub = ROOT / "tests/launch/gcloud_stub.py"
-    write_program(tmp_path / "bin/gcloud", f'#!/bin/sh\nexec "{sys.executable}" "{stub}" "$@"\n')
+    write_program(tmp_path / "bin/gcloud", f'#!/bin/sh\nexec "{sys.executable}" -S "{stub}" "$@"\n')
     write_program(tmp_path / "bin/python3", PIP)
     write_program(tmp_path / "bin/uv", UV)
     os.mkfifo(tmp_path / "ready")
@@ -119,12 +119,16 @@ def test_install_puts_the_commit_on_every_worker_twice_without_harm(tpu_vm, clou
 
 def test_a_started_run_outlives_the_connection_and_can_be_followed_and_stopped(tpu_vm, cloud):
     tpu_vm("create")
+    code, _, errors = tpu_vm("follow")
+    assert code == 2 and errors == "error: nothing was started on mine\n"
     tpu_vm("install")
     awkward = '--config.name=it\'s $HOME; "x" *'
     assert tpu_vm("start", *TRAIN, "--hold", awkward)[0] == 0
     with open(cloud / "ready") as ready:
         assert [ready.readline(), ready.readline()] == ["ready\n", "ready\n"]
-    # It is running: to start it again changes nothing.
+    # It is running: to start it again changes nothing, and its files are not taken away.
+    code, _, errors = tpu_vm("install")
+    assert code != 0 and "w-0: a run is going on" in errors
     assert tpu_vm("start", *TRAIN, "--hold")[0] == 0
     assert [line["process"] for line in started(cloud)] in ([0, 1], [1, 0])
     for line in started(cloud):
@@ -150,6 +154,7 @@ def test_a_preempted_run_goes_on_on_a_new_slice(tpu_vm, cloud, queued):
     code, output, errors = tpu_vm(*command, QUEUED=queued, RESTARTS="0")
     assert code == 0, errors
     assert "the connection broke off" in errors
+    assert "the network is down" in errors
     assert "the slice is PREEMPTED" in errors
     kind = "queued-resources" if queued else "tpu-vm"
     assert [call[0] for call in calls(cloud, "delete")] == [kind]

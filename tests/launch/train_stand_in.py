@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--times", type=int)
     flags, _ = parser.parse_known_args()
     signals = {signal.SIGTERM, signal.SIGINT}
+    signal.alarm(100)  # nothing stays behind when a test fails
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     workdir = Path(os.environ.get("STUB_DIRECTORY", flags.workdir))
     with open(workdir / "started", "a") as started:
