@@ -9,3 +9,8 @@ class UserError(Exception):
     The message is one sentence that names the file, key or value at fault and says what to do about
     it. Entry points print it after ``error:`` and exit with code 2; no traceback is shown.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -12,6 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.data.builder import FEATURE, FORMAT_VERSION, BertCorpus, sidecar
 from bert_jax.data.chunks import ChunkBatch, Records, offsets_of, record_dtype, unpack_records
+from bert_jax.data.storage import as_path, is_remote
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 
@@ -101,15 +102,23 @@ class Corpus:
         self.unigram_counts = np.array(metadata["unigram_counts"], np.int64)
         self.counts: dict[str, dict[str, int]] = metadata["counts"]
         self.sources: list[dict[str, Any]] = metadata["sources"]
-        dtype = record_dtype(self.tokenizer.size)
-        self._splits = {name: Split(name, directory, data_set, dtype) for name in self.counts}
+        self._splits: dict[str, Split] = {}
+        if not is_remote(directory):
+            dtype = record_dtype(self.tokenizer.size)
+            self._splits = {name: Split(name, directory, data_set, dtype) for name in self.counts}
 
     def split(self, name: str) -> Split:
         """A split by name.
 
         Raises:
-          UserError: the corpus has no such split.
+          UserError: the corpus has no such split, or lies in an object store: its records can be
+            read at random from a disk only.
         """
+        if is_remote(self.directory):
+            raise UserError(
+                f"The corpus {self.directory} is in an object store; copy the directory to a disk "
+                "(gcloud storage cp --recursive, say) and name it there"
+            )
         if name not in self._splits:
             raise UserError(
                 f"The corpus {self.directory} has no {name} split, only "
@@ -137,7 +146,7 @@ def open_corpus(directory: str | Path) -> Corpus:
       UserError: there is no whole corpus of this program; the message has the command that
         makes one.
     """
-    directory = Path(directory).expanduser()
+    directory = as_path(directory)
     data_set = directory / BertCorpus.name / str(BertCorpus.VERSION)
     if (directory / "dataset_info.json").exists():
         data_set = directory

@@ -20,8 +20,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from bert_jax.data.documents import Passage, Tally, whole_document
+from bert_jax.errors import UserError
 
 # What bert_jax needs to run; what these need comes along.
 _PACKAGES = (
@@ -101,6 +103,17 @@ class Documentation:
         for document in self._documents:
             tally.disk_bytes += len(document)
             yield from whole_document(document)
+
+    def parts(self) -> NoReturn:
+        """None: other machines have other documentation.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(
+            f"The input {self.name} is what is installed on this machine; prepare it without "
+            "--beam_runner"
+        )
 
     @functools.cached_property
     def _documents(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Documents as streams of bounded pieces: what every source of text yields."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -72,6 +72,13 @@ class Source(Protocol):
 
         Raises:
           UserError: something in it cannot be read.
+        """
+
+    def parts(self) -> "Sequence[Source]":
+        """Sources that can be read apart; their documents, one part after the other, are its own.
+
+        Raises:
+          UserError: it cannot be opened, or read by several.
         """
 
 

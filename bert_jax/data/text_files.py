@@ -1,6 +1,7 @@
 """Text files, compressed or not: the documents they hold, and rows of JSON."""
 
 import contextlib
+import dataclasses
 import glob
 import gzip
 import io
@@ -17,7 +18,8 @@ from typing import Any, BinaryIO, Literal, Protocol
 import zstandard
 
 from bert_jax.data.documents import MAX_PIECE_CHARACTERS, Passage, Tally, whole_document
-from bert_jax.errors import UserError
+from bert_jax.data.storage import as_path, file_size, is_remote, store_errors
+from bert_jax.errors import UserError, first_line
 
 BadInput = Literal["stop", "skip"]
 DocumentUnit = Literal["file", "blank_line"]
@@ -67,7 +69,7 @@ class TextFiles:
     @property
     def disk_bytes(self) -> int:
         """The files' size on disk."""
-        return sum(path.stat().st_size for path in self.paths)
+        return sum(map(file_size, self.paths))
 
     def passages(self, tally: Tally) -> Iterator[Passage]:
         """The files' documents.
@@ -85,24 +87,28 @@ class TextFiles:
             else:
                 yield from _one_document(self._texts(path, blocks, tally))
 
+    def parts(self) -> list["TextFiles"]:
+        """One for each file."""
+        return [dataclasses.replace(self, paths=(path,)) for path in self.paths]
+
     def _blocks(self, path: Path, tally: Tally) -> Iterator[tuple[int, bytes]]:
         """(Offset, bytes) of blocks, cut at line breaks; bytes count towards ``tally``."""
-        try:
-            with contextlib.ExitStack() as stack:
-                raw = stack.enter_context(path.open("rb"))
-                stream = stack.enter_context(_decompressed(raw, path.suffix))
-                before = 0
-                for block in _cut_bytes(stream):
-                    position = raw.tell()
-                    tally.disk_bytes += position - before
-                    before = position
-                    yield block
-        except _DECOMPRESSION_ERRORS as error:
-            self._bad(f"{path} is a broken {path.suffix} file ({error})", tally)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}); check its permissions"
-            ) from None
+        with store_errors(path):
+            try:
+                with path.open("rb") as raw, _decompressed(raw, path.suffix) as stream:
+                    before = 0
+                    for block in _cut_bytes(stream):
+                        position = raw.tell()
+                        tally.disk_bytes += position - before
+                        before = position
+                        yield block
+            except _DECOMPRESSION_ERRORS as error:
+                self._bad(f"{path} is a broken {path.suffix} file ({error})", tally)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be read ({error.strerror or first_line(error)}); check its "
+                    "permissions"
+                ) from None
 
     def _texts(
         self, path: Path, blocks: Iterable[tuple[int, bytes]], tally: Tally
@@ -171,27 +177,54 @@ def find_files(pattern: str) -> tuple[Path, ...]:
     Raises:
       UserError: there are none.
     """
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        found = [
-            file
-            for file in path.rglob("*")
-            if file.is_file() and uncompressed_suffix(file) in _TEXT_SUFFIXES + _JSON_SUFFIXES
-        ]
-        if not found:
-            raise UserError(
-                f"The directory {pattern} holds no files ending in "
-                f"{', '.join(_TEXT_SUFFIXES + _JSON_SUFFIXES)} (or those with "
-                f"{', '.join(_COMPRESSIONS)}); give a pattern such as '{pattern}/*'"
-            )
+    path = as_path(pattern)
+    if is_remote(pattern):
+        with store_errors(pattern):
+            found = _find_remote_files(pattern)
+    elif path.is_dir():
+        found = [file for file in path.rglob("*") if file.is_file() and _is_text(file)]
     elif path.exists():
         found = [path]
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
         found = [file for file in found if file.is_file()]
-        if not found:
-            raise UserError(f"No file matches --input {pattern!r}; check the path")
+    if not found and path.is_dir():
+        raise UserError(
+            f"The directory {pattern} holds no files ending in "
+            f"{', '.join(_TEXT_SUFFIXES + _JSON_SUFFIXES)} (or those with "
+            f"{', '.join(_COMPRESSIONS)}); give a pattern such as '{pattern}/*'"
+        )
+    if not found:
+        raise UserError(f"No file matches --input {pattern!r}; check the path")
     return tuple(sorted(found, key=os.fspath))
+
+
+def _find_remote_files(pattern: str) -> list[Path]:
+    path = as_path(pattern)
+    if glob.has_magic(pattern):
+        # A store is listed below a path without wildcards: its bucket.
+        bucket = as_path("/".join(pattern.split("/")[:3]))
+        if "**" in pattern:
+            raise UserError(
+                f"--input {pattern!r} has **, which object stores do not offer; name the directory"
+            )
+        return list(bucket.glob(str(path.relative_to(bucket))))
+    if not path.exists():
+        return []
+    return list(_text_files_below(path)) if path.is_dir() else [path]
+
+
+def _text_files_below(directory: Path) -> Iterator[Path]:
+    for path in directory.iterdir():
+        # Asking what each file is would be a request apiece.
+        if _is_text(path):
+            yield path
+        elif path.is_dir():
+            yield from _text_files_below(path)
+
+
+def _is_text(path: Path) -> bool:
+    return uncompressed_suffix(path) in _TEXT_SUFFIXES + _JSON_SUFFIXES
 
 
 def read_text(path: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bert_jax.data.tfds_text import first_line, prepared_builder
-from bert_jax.errors import UserError
+from bert_jax.data.tfds_text import prepared_builder
+from bert_jax.errors import UserError, first_line
 
 _READ_AT_ONCE = 64
 

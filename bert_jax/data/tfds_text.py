@@ -1,18 +1,21 @@
 """Documents from the text of a TFDS data set (``wikipedia/20230601.en``), without TensorFlow."""
 
+import dataclasses
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.data.documents import Passage, Tally, whole_document
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, first_line
 
 PREFIX = "tfds:"
 _READ_AT_ONCE = 64
+_ROWS_OF_PART = 20_000
 # TFDS knows its older data sets only once the module of their kind is imported.
 _KINDS = ("question_answering", "summarization", "text", "translate")
 
@@ -26,12 +29,14 @@ class TfdsText:
       split: the split, in TFDS's notation.
       text_field: the feature that holds the text; None takes ``text``, or the only text feature.
       data_dir: where TFDS keeps its data; None is TFDS's own default.
+      rows: which rows of the split, [start, end); None reads all.
     """
 
     name: str
     split: str = "train"
     text_field: str | None = None
     data_dir: str | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def disk_bytes(self) -> None:
@@ -45,6 +50,31 @@ class TfdsText:
           UserError: TFDS does not know the data set or cannot fetch it, or it lacks the split or
             the text.
         """
+        source, field = self._open()
+        first, end = self.rows or (0, len(source))
+        for start in range(first, end, _READ_AT_ONCE):
+            rows = range(start, min(start + _READ_AT_ONCE, end))
+            for row in source.__getitems__(rows):
+                # Only the text is decoded: a row may have pictures, too.
+                features = tf_example_pb2.Example.FromString(row).features.feature
+                text = features[field].bytes_list.value[0]
+                tally.disk_bytes += len(text)
+                yield from whole_document(text.decode("utf-8", errors="replace"))
+
+    def parts(self) -> list["TfdsText"]:
+        """The split in ranges of rows.
+
+        Raises:
+          UserError: as ``passages`` does.
+        """
+        source, _ = self._open()
+        return [
+            dataclasses.replace(self, rows=(start, min(start + _ROWS_OF_PART, len(source))))
+            for start in range(0, len(source), _ROWS_OF_PART)
+        ]
+
+    def _open(self) -> tuple[Any, str]:
+        """The rows, serialized, and the feature that is their text."""
         data_set = self.name.removeprefix(PREFIX)
         builder = prepared_builder(data_set, self.data_dir)
         field = _text_feature(builder, self.text_field)
@@ -57,14 +87,7 @@ class TfdsText:
                 f"{data_set} has no split {self.split!r} ({first_line(error)}); choose one of "
                 f"{', '.join(builder.info.splits)} with --tfds_split"
             ) from None
-        for start in range(0, len(source), _READ_AT_ONCE):
-            rows = range(start, min(start + _READ_AT_ONCE, len(source)))
-            for row in source.__getitems__(rows):
-                # Only the text is decoded: a row may have pictures, too.
-                features = tf_example_pb2.Example.FromString(row).features.feature
-                text = features[field].bytes_list.value[0]
-                tally.disk_bytes += len(text)
-                yield from whole_document(text.decode("utf-8", errors="replace"))
+        return source, field
 
 
 def prepared_builder(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -114,8 +137,3 @@ def _text_feature(builder: tfds.core.DatasetBuilder, field: str | None) -> str:
             f"{', '.join(texts) or 'none: it holds no text'} with --text_field"
         )
     return chosen
-
-
-def first_line(error: Exception) -> str:
-    """An exception's type and the first line of its message."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

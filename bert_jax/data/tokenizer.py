@@ -24,6 +24,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.data.chunks import offsets_of, positions_of_runs
+from bert_jax.data.storage import as_path
 from bert_jax.errors import UserError
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -167,9 +168,9 @@ class WordPieceTokenizer:
           UserError: the file cannot be read, is not a WordPiece vocabulary, lacks a special token,
             or says otherwise than ``lowercase``.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise UserError(
                 f"The vocabulary {path} cannot be read ({error.strerror}); check --vocabulary"

@@ -1,0 +1,88 @@
+"""Paths on this machine's disks and in object stores (``gs://``, ``s3://``), by ``etils.epath``."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from bert_jax.errors import UserError, first_line
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is in an object store."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path to work with; one in an object store offers what ``pathlib.Path`` does, by epath."""
+    if not is_remote(path):
+        return Path(path).expanduser()
+    remote: Any = epath.Path(path)
+    return remote
+
+
+def file_size(path: Path) -> int:
+    """The bytes of a file."""
+    return int(epath.Path(path).stat().length)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory with all that it holds, if there is one."""
+    epath.Path(path).rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def store_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what an object store's library raises into a sentence; of other paths it does nothing.
+
+    Raises:
+      UserError: the store cannot be reached or refuses, or its library is not installed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        if not is_remote(path):
+            raise
+        raise UserError(
+            f"{path} is in an object store whose library is not installed "
+            f"({first_line(error)}); for gs:// pip install 'bert_jax[gcs]'"
+        ) from None
+    # Network, credentials and permissions fail as many types, most of them the libraries' own.
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise UserError(
+            f"{path} cannot be reached ({first_line(error)}); check the path and your credentials"
+        ) from None
+
+
+@contextlib.contextmanager
+def local_file(path: Path) -> Iterator[Path]:
+    """A file on this machine to write: ``path`` itself, or one that is copied there afterwards."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / path.name
+        yield local
+        epath.Path(local).copy(path, overwrite=True)
+
+
+@contextlib.contextmanager
+def local_directory(path: Path) -> Iterator[Path]:
+    """A directory to make on this machine and write files into, like ``local_file``."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / path.name
+        yield local
+        path.mkdir(exist_ok=True)
+        for file in sorted(local.iterdir()):
+            epath.Path(file).copy(path / file.name, overwrite=True)
