@@ -8,13 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from bert_jax.command_line import ArgumentParser, run
 from bert_jax.data.corpus import Corpus, is_corpus
-from bert_jax.data.preparation import PrepareOptions, Progress, prepare_corpus
+from bert_jax.data.preparation import PrepareOptions, prepare_corpus
+from bert_jax.data.stages import Progress
+from bert_jax.data.storage import as_path, is_remote
 from bert_jax.data.tokenizer import WordPieceTokenizer
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells have it
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data_dir=parsed.data_dir,
         workers=parsed.workers,
         overwrite=parsed.overwrite,
+        beam_runner=parsed.beam_runner,
+        beam_options=tuple(parsed.beam_options.split(",") if parsed.beam_options else ()),
     )
     inputs = [name for names in parsed.input for name in names]
     progress = ProgressLine()
@@ -66,8 +69,8 @@ def _tokenizer_of_model(name: str | None) -> WordPieceTokenizer | None:
     """The vocabulary of a run or of a Hugging Face model, where ``--vocabulary`` names one."""
     if name is None:
         return None
-    path = Path(name).expanduser()
-    if not path.is_dir() or is_corpus(path):
+    path = as_path(name)
+    if is_remote(name) or not path.is_dir() or is_corpus(path):
         return None
     # Here, because it brings JAX, which every worker process would load too.
     from bert_jax.pretrained import load_tokenizer
@@ -191,6 +194,18 @@ def _parser() -> argparse.ArgumentParser:
         help="processes that work; the corpus does not depend on it",
     )
     parser.add_argument(
+        "--beam_runner",
+        metavar="RUNNER",
+        help="have the work done by an Apache Beam pipeline: DirectRunner (--workers processes on "
+        "this machine), DataflowRunner, FlinkRunner, SparkRunner, ...; the corpus does not depend "
+        "on it",
+    )
+    parser.add_argument(
+        "--beam_options",
+        metavar="KEY=VALUE,...",
+        help="options of Beam and of its runner, separated by commas",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a corpus that stands at --output"
     )
     return parser
@@ -277,16 +292,20 @@ def summary(corpus: Corpus, model: str | None = None) -> str:
             f"warning: {total['one_sentence_documents']:,} of {total['documents']:,} documents "
             "have one sentence only; next-sentence prediction learns nothing from them"
         )
-    directory = str(corpus.directory)
+    directory = os.fspath(corpus.directory)
+    name = os.path.basename(os.path.normpath(directory))
+    lines.append(f"wrote {directory}; next:")
+    if is_remote(directory):
+        lines[-1] = f"wrote {directory}; next, where it is copied to data/{name} on a disk:"
+        directory = f"data/{name}"
     recipe = (
         f"pretrain.py:base,corpus={directory}" if model is None else f"adapt.py:corpus={directory}"
     )
     command = f"  python -m bert_jax.train --config {shlex.quote(f'configs/{recipe}')}"
-    command += f" --workdir runs/{os.path.basename(os.path.normpath(directory))}"
+    command += f" --workdir runs/{name}"
     if model is not None:
         command += f" --config.init_from={shlex.quote(model)}"
-    lines += [f"wrote {directory}; next:", command]
-    return "\n".join(lines)
+    return "\n".join([*lines, command])
 
 
 class _Terminated(SystemExit):

@@ -12,12 +12,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bert_jax import prepare
-from bert_jax.data import documentation_corpus
+from bert_jax.data import documentation_corpus, tfds_text
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documentation import Documentation
 from bert_jax.data.documentation_corpus import ensure_docs_corpus
 from bert_jax.data.documents import Tally
-from bert_jax.data.preparation import Progress
+from bert_jax.data.stages import Progress
 from bert_jax.data.tfds_text import TfdsText
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
@@ -159,30 +159,48 @@ def test_a_standing_output_is_kept_unless_told_otherwise(text, tmp_path):
             prepare.main(options(text, kept, "--overwrite"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_leaves_nothing(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [
+        (signal.SIGINT, []),
+        (signal.SIGTERM, []),
+        (signal.SIGTERM, ["--beam_runner", "DirectRunner"]),
+        (signal.SIGKILL, []),
+    ],
+)
+def test_an_interrupted_command_leaves_no_corpus(tmp_path, number, more):
+    if more:
+        pytest.importorskip("apache_beam")
     pipe = tmp_path / "never_ending.txt"
     os.mkfifo(pipe)
     # Of tests that a shell started in the background, children inherit that SIGINT is ignored.
-    before = signal.signal(number, signal.SIG_DFL)
+    catchable = number if number != signal.SIGKILL else signal.SIGINT
+    before = signal.signal(catchable, signal.SIG_DFL)
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "bert_jax.prepare",
-            *options(pipe, tmp_path / "c", "--workers", "1"),
+            *options(pipe, tmp_path / "c", "--workers", "1", *more),
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
-    signal.signal(number, before)
+    signal.signal(catchable, before)
     with process, pipe.open("w"):  # opens when the command has begun to read
         process.send_signal(number)
         try:
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+        (left,) = {*os.listdir(tmp_path)} - {"never_ending.txt"}
+        for directory in ("c", left):
+            with pytest.raises(UserError, match="no corpus|no whole corpus"):
+                open_corpus(tmp_path / directory)
+        return
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert os.listdir(tmp_path) == ["never_ending.txt"]
@@ -224,6 +242,22 @@ def test_tfds_data_sets(tmp_path):
         UserError, match=r"no text feature .text.; name one of (body, title|title, body) with"
     ):
         prepare.main([*name, *rest[:-2], "--overwrite"])
+
+
+def test_rows_of_tfds_are_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_text, "_ROWS_OF_PART", 3)
+    whole = TfdsText("tfds:tiny_text", text_field="body", data_dir=str(tmp_path / "tfds"))
+    parts = whole.parts()
+    assert [part.rows for part in parts] == [(0, 3), (3, 4)]
+    apart = [passage for part in parts for passage in part.passages(Tally())]
+    assert apart == list(whole.passages(Tally()))
+    pytest.importorskip("apache_beam")
+    more = ["--data_dir", whole.data_dir, "--text_field", "body"]
+    beam = [*more, "--beam_runner", "DirectRunner"]
+    prepare.main(options("tfds:tiny_text", tmp_path / "c", *more))
+    prepare.main(options("tfds:tiny_text", tmp_path / "d", *beam))
+    fingerprints = {open_corpus(tmp_path / name).fingerprint for name in "cd"}
+    assert len(fingerprints) == 1
 
 
 def test_a_tfds_data_set_that_cannot_be_fetched(tmp_path, monkeypatch):

@@ -1,29 +1,29 @@
 """The TFDS builder that writes a corpus: spooled records in, sharded ArrayRecord out."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from bert_jax.data.chunks import record_dtype, unpack_records
-from bert_jax.data.spool import BUCKETS, KeyedRecords, Spool, select
+from bert_jax.data.parts import Run
+from bert_jax.data.spool import BUCKETS, KeyedRecords, SpooledRecords, select
+from bert_jax.data.storage import as_path, file_size, local_file
 from bert_jax.data.tokenizer import WordPieceTokenizer
 
 FORMAT_VERSION = 1
 FEATURE = "chunk"
 TRAIN, VALIDATION = "train", "validation"
-# TFDS holds the records of the shard that it writes; 128 shards at most, so that all can be open.
+# At most 128 shards, so that all can be open.
 _SHARD_BYTES = 16 << 20
-
-Example = tuple[int, dict[str, np.ndarray]]
 
 
 def sidecar(directory: Path, split: str, name: str) -> Path:
@@ -31,108 +31,191 @@ def sidecar(directory: Path, split: str, name: str) -> Path:
     return directory / f"{split}-{name}.npy"
 
 
-class SplitRecords:
-    """The spooled records of one split, and what is counted while they are written.
+class SplitRule(NamedTuple):
+    """Which of the spooled records are a split's.
 
-    Args:
+    Attributes:
       name: the split's name.
-      spool: the records of all splits.
       last_validation_hash: documents with at most this hash are for validation;
         None: there are none.
-      documents: how many documents the spool knows.
+    """
+
+    name: str
+    last_validation_hash: int | None
+
+    def select(self, keyed: KeyedRecords) -> KeyedRecords:
+        """The split's own of some records."""
+        if self.last_validation_hash is None:
+            return keyed
+        for_validation = keyed.document_hashes <= np.uint64(self.last_validation_hash)
+        return select(keyed, for_validation == (self.name == VALIDATION))
+
+
+class Shard(NamedTuple):
+    """One file of records.
+
+    Attributes:
+      split: which records.
+      first_bucket, end_bucket: the buckets of the spool that it holds.
+      path: the file.
+      statistics: the file for what is counted while it is written.
+    """
+
+    split: SplitRule
+    first_bucket: int
+    end_bucket: int
+    path: Path
+    statistics: Path
+
+
+class ShardStatistics(NamedTuple):
+    """What is counted of one shard, C records.
+
+    Attributes:
+      lengths: int32 [C], tokens of each record.
+      documents: uint32 [C], the number of each record's document.
+      sentences: int32 [C], sentences of each record.
+      tokens_per_id: int64 [V], how often each token occurs.
+      digests: uint8 [n, 32], a hash over the records of each bucket.
+    """
+
+    lengths: np.ndarray
+    documents: np.ndarray
+    sentences: np.ndarray
+    tokens_per_id: np.ndarray
+    digests: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "ShardStatistics":
+        """Reads what ``write`` wrote."""
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            return cls(**arrays)
+
+    def write(self, path: Path) -> None:
+        """Writes a file of arrays."""
+        content = io.BytesIO()
+        np.savez(content, **self._asdict())
+        path.write_bytes(content.getvalue())
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Writes a shard and its statistics; picklable. Done twice, it gives the same.
+
+    Attributes:
+      spooled: the records of all splits.
       vocabulary_size: V.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spool: Spool,
-        last_validation_hash: int | None,
-        *,
-        documents: int,
-        vocabulary_size: int,
-    ):
-        self.name = name
-        self._spool = spool
-        self._last_validation_hash = last_validation_hash
-        self._tokens_per_id = np.zeros(vocabulary_size, np.int64)
-        self._sentences_per_document = np.zeros(documents, np.int32)
-        self._digest = hashlib.sha256(name.encode())
-        # One small integer a record is all that grows with the corpus.
-        self._lengths: list[np.ndarray] = []
-        self._documents: list[np.ndarray] = []
+    spooled: SpooledRecords
+    vocabulary_size: int
 
-    def shards(self, count: int) -> list[Callable[[], Iterator[Example]]]:
-        """``count`` generators of the shards' examples; each may be run once, in order."""
-        bounds = np.linspace(0, BUCKETS, count + 1).astype(int)
-        return [
-            functools.partial(self._examples, range(first, end))
-            for first, end in itertools.pairwise(bounds)
-        ]
+    def __call__(self, shard: Shard) -> None:
+        """Writes one shard; holds no more than one bucket of the spool."""
+        statistics: list[ShardStatistics] = []
+        with local_file(shard.path) as path:
+            tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(
+                path, self._examples(shard, statistics)
+            )
+        lengths, documents, sentences, tokens_per_id, digests = zip(*statistics, strict=True)
+        ShardStatistics(
+            np.concatenate(lengths),
+            np.concatenate(documents),
+            np.concatenate(sentences),
+            np.sum(tokens_per_id, axis=0),
+            np.concatenate(digests),
+        ).write(shard.statistics)
 
-    def _examples(self, buckets: range) -> Iterator[Example]:
-        for bucket in buckets:
-            keyed = self._select_own(self._spool.read(bucket))
-            self._count(keyed)
+    def _examples(
+        self, shard: Shard, statistics: list[ShardStatistics]
+    ) -> Iterator[tuple[int, bytes]]:
+        features = _features(self.vocabulary_size)
+        serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
+        for bucket in range(shard.first_bucket, shard.end_bucket):
+            keyed = shard.split.select(self.spooled.read(bucket))
+            statistics.append(self._count(keyed))
             elements, offsets = keyed.records
             for i, key in enumerate(keyed.keys.tolist()):
-                yield key, {FEATURE: elements[offsets[i] : offsets[i + 1]]}
+                example = features.encode_example({FEATURE: elements[offsets[i] : offsets[i + 1]]})
+                yield key, serializer.serialize_example(example)
 
-    def _select_own(self, keyed: KeyedRecords) -> KeyedRecords:
-        if self._last_validation_hash is None:
-            return keyed
-        for_validation = keyed.document_hashes <= np.uint64(self._last_validation_hash)
-        return select(keyed, for_validation == (self.name == VALIDATION))
-
-    def _count(self, keyed: KeyedRecords) -> None:
+    def _count(self, keyed: KeyedRecords) -> ShardStatistics:
         chunks, documents = unpack_records(keyed.records)
-        self._digest.update(keyed.records.offsets.astype("<i8").tobytes())
-        self._digest.update(keyed.records.elements.tobytes())
-        self._tokens_per_id += np.bincount(chunks.token_ids, minlength=len(self._tokens_per_id))
-        np.add.at(self._sentences_per_document, documents, np.diff(chunks.sentence_offsets))
-        self._lengths.append(np.diff(chunks.token_offsets).astype("<i4"))
-        self._documents.append(documents.astype("<u4"))
+        digest = hashlib.sha256(keyed.records.offsets.astype("<i8").tobytes())
+        digest.update(keyed.records.elements.tobytes())
+        return ShardStatistics(
+            np.diff(chunks.token_offsets).astype("<i4"),
+            documents.astype("<u4"),
+            np.diff(chunks.sentence_offsets).astype("<i4"),
+            np.bincount(chunks.token_ids, minlength=self.vocabulary_size),
+            np.frombuffer(digest.digest(), np.uint8)[None],
+        )
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Documents, documents of one sentence, chunks, sentences and tokens written."""
-        return {
-            "documents": int(np.count_nonzero(self._sentences_per_document)),
-            "one_sentence_documents": int(np.count_nonzero(self._sentences_per_document == 1)),
-            "chunks": sum(map(len, self._lengths)),
-            "sentences": int(self._sentences_per_document.sum()),
-            "tokens": int(self._tokens_per_id.sum()),
+
+class SplitStatistics:
+    """What is counted of one split.
+
+    Args:
+      name: the split's name.
+      shards: the statistics of its shards, in order.
+      documents: how many documents the corpus has.
+
+    Attributes:
+      counts: documents, documents of one sentence, chunks, sentences and tokens.
+      unigram_counts: how often each token occurs, [V].
+      digest: a hash over the split's records, in their order.
+      shard_lengths: records of each shard.
+    """
+
+    def __init__(self, name: str, shards: Sequence[ShardStatistics], *, documents: int):
+        sentences = np.zeros(documents, np.int64)
+        for shard in shards:
+            np.add.at(sentences, shard.documents, shard.sentences)
+        tokens_per_id = np.sum([shard.tokens_per_id for shard in shards], axis=0)
+        self.name = name
+        self.shard_lengths = [len(shard.lengths) for shard in shards]
+        self.counts = {
+            "documents": int(np.count_nonzero(sentences)),
+            "one_sentence_documents": int(np.count_nonzero(sentences == 1)),
+            "chunks": sum(self.shard_lengths),
+            "sentences": int(sentences.sum()),
+            "tokens": int(tokens_per_id.sum()),
         }
-
-    @property
-    def unigram_counts(self) -> list[int]:
-        """How often each token was written, [V]."""
-        return self._tokens_per_id.tolist()
-
-    @property
-    def digest(self) -> str:
-        """A hash over the records that were written, in their order."""
-        return self._digest.hexdigest()
+        self.unigram_counts: list[int] = tokens_per_id.tolist()
+        digest = hashlib.sha256(name.encode())
+        for shard in shards:
+            digest.update(shard.digests.tobytes())
+        self.digest = digest.hexdigest()
+        # One small integer a record is all that grows with the corpus.
+        self._sidecars = {
+            "chunk_lengths": np.concatenate([shard.lengths for shard in shards]),
+            "document_numbers": np.concatenate([shard.documents.view("<i4") for shard in shards]),
+        }
 
     def write_sidecars(self, directory: Path) -> None:
         """Writes chunk lengths and document numbers, in the order of the records."""
-        for name, parts in (
-            ("chunk_lengths", self._lengths),
-            ("document_numbers", [part.view("<i4") for part in self._documents]),
-        ):
-            np.save(sidecar(directory, self.name, name), np.concatenate(parts))
+        for name, numbers in self._sidecars.items():
+            with local_file(sidecar(directory, self.name, name)) as path:
+                np.save(path, numbers)
 
 
-class BertCorpus(tfds.core.ShardBasedBuilder):
+class BertCorpus(tfds.core.dataset_builder.FileReaderBuilder):
     """A corpus as a TFDS data set with one packed feature (see ``bert_jax.data.chunks``).
+
+    TFDS's own way to have shards written by Beam is not taken: of more than ten it mistakes the
+    order of their lengths, and it writes the first split's again with the second.
 
     Args:
       data_dir: where the data set's directory is made.
-      splits: the records.
+      scratch: a directory for what is needed while it is made.
+      spooled: the records.
       spooled_bytes: the size of all records together.
+      splits: the splits to make of them.
+      documents: how many documents there are.
       tokenizer: the vocabulary that made the records.
       max_length: the longest row that the corpus is for.
       description: further metadata: sources, counts, settings.
+      run: who writes the shards.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -142,62 +225,110 @@ class BertCorpus(tfds.core.ShardBasedBuilder):
         self,
         *,
         data_dir: Path,
-        splits: list[SplitRecords],
+        scratch: Path,
+        spooled: SpooledRecords,
         spooled_bytes: int,
+        splits: Sequence[SplitRule],
+        documents: int,
         tokenizer: WordPieceTokenizer,
         max_length: int,
         description: dict[str, Any],
+        run: Run,
     ):
-        self._splits = splits
+        self._scratch = scratch
+        self._spooled = spooled
         self._spooled_bytes = spooled_bytes
+        self._splits = splits
+        self._documents = documents
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._description = description
+        self._run = run
+        self._statistics: list[SplitStatistics] = []
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        dtype = record_dtype(self._tokenizer.size)
-        chunk = tfds.features.Tensor(
-            shape=(None,), dtype=dtype.newbyteorder("=").type, encoding="bytes"
-        )
         return tfds.core.DatasetInfo(
             builder=self,
             description="Text as WordPiece ids in chunks of sentences, made by bert_jax.prepare.",
-            features=tfds.features.FeaturesDict({FEATURE: chunk}),
+            features=_features(self._tokenizer.size),
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Any]]:
-        del dl_manager
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        del dl_manager, download_config
+        shards = {split.name: self._shards(split) for split in self._splits}
+        self._run(
+            "writing records",
+            ShardWriter(self._spooled, self._tokenizer.size),
+            [shard for of_split in shards.values() for shard in of_split],
+        )
+        infos = []
+        for name, of_split in shards.items():
+            statistics = SplitStatistics(
+                name,
+                [ShardStatistics.read(shard.statistics) for shard in of_split],
+                documents=self._documents,
+            )
+            self._statistics.append(statistics)
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=name,
+                    shard_lengths=statistics.shard_lengths,
+                    num_bytes=sum(file_size(shard.path) for shard in of_split),
+                    filename_template=self._get_filename_template(name),
+                )
+            )
+        self.info.set_splits(tfds.core.SplitDict(infos))
+
+    def _shards(self, split: SplitRule) -> list[Shard]:
         count = int(np.clip(self._spooled_bytes // _SHARD_BYTES, 1, BUCKETS))
-        return {
-            split.name: split.shards(count if split.name == TRAIN else -(-count // 16))
-            for split in self._splits
-        }
+        if split.name != TRAIN:
+            count = -(-count // 16)
+        bounds = np.linspace(0, BUCKETS, count + 1).astype(int).tolist()
+        template = self._get_filename_template(split.name)
+        return [
+            Shard(
+                split,
+                first,
+                end,
+                as_path(template.sharded_filepath(shard_index=number, num_shards=count)),
+                self._scratch / f"{split.name}-{number:03d}.npz",
+            )
+            for number, (first, end) in enumerate(itertools.pairwise(bounds))
+        ]
 
-    def write(self, scratch: Path) -> Path:
-        """Writes records, sidecars and metadata; returns the data set's directory.
+    def write(self) -> Path:
+        """Writes records, sidecars and, when all the rest is whole, metadata.
 
-        Args:
-          scratch: a directory that TFDS may litter.
+        Returns:
+          The data set's directory.
         """
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
-            self.download_and_prepare(download_dir=scratch)
-        directory = Path(self.data_dir)
-        for split in self._splits:
+            self.download_and_prepare(download_dir=self._scratch)
+        directory = as_path(self.data_dir)
+        for split in self._statistics:
             split.write_sidecars(directory)
-        train = self._splits[0]
+        train = self._statistics[0]
         fingerprint = [FORMAT_VERSION, self._tokenizer.hash, self._max_length]
-        fingerprint += [split.digest for split in self._splits]
+        fingerprint += [split.digest for split in self._statistics]
         self.info.metadata.update(
             format_version=FORMAT_VERSION,
             fingerprint=hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest(),
             tokenizer=self._tokenizer.to_json(),
             tokenizer_hash=self._tokenizer.hash,
             max_length=self._max_length,
-            counts={split.name: split.counts for split in self._splits},
+            counts={split.name: split.counts for split in self._statistics},
             unigram_counts=train.unigram_counts,
             **self._description,
         )
         self.info.metadata.save_metadata(directory)
         return directory
+
+
+def _features(vocabulary_size: int) -> tfds.features.FeaturesDict:
+    dtype = record_dtype(vocabulary_size)
+    chunk = tfds.features.Tensor(
+        shape=(None,), dtype=dtype.newbyteorder("=").type, encoding="bytes"
+    )
+    return tfds.features.FeaturesDict({FEATURE: chunk})

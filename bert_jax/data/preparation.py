@@ -2,39 +2,32 @@
 
 import contextlib
 import dataclasses
-import heapq
 import os
-import shutil
-import tempfile
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.data.builder import TRAIN, VALIDATION, BertCorpus, SplitRecords
-from bert_jax.data.chunking import Chunker, chunk_batches
-from bert_jax.data.chunks import (
-    MAX_CHUNK_TOKENS,
-    MIN_CHUNK_TOKENS,
-    SPECIAL_TOKENS_AROUND_CHUNK,
-    record_dtype,
-)
+from bert_jax.data.beam import BeamRun
+from bert_jax.data.builder import TRAIN, VALIDATION, BertCorpus, SplitRule
+from bert_jax.data.chunking import Chunker
+from bert_jax.data.chunks import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS, SPECIAL_TOKENS_AROUND_CHUNK
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.documentation import Documentation
-from bert_jax.data.documents import Piece, Source, Tally, batch_pieces, number_pieces
-from bert_jax.data.spool import Spool
+from bert_jax.data.documents import Source
+from bert_jax.data.in_parts import InParts
+from bert_jax.data.in_process import InProcess
+from bert_jax.data.stages import Progress, Report, Stages
+from bert_jax.data.storage import as_path, remove_directory, store_errors
 from bert_jax.data.text_files import BadInput, DocumentUnit, TextFiles, find_files
 from bert_jax.data.tfds_text import PREFIX as TFDS_PREFIX
 from bert_jax.data.tfds_text import TfdsText
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.data.vocabulary_extension import extend_vocabulary
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, first_line
 
 DOCUMENTATION = "docs"
-# A validation split of up to so many documents has exactly its share of them; a larger one follows
-# from a bound on the hash alone, so that memory does not grow with the corpus.
-_EXACT_VALIDATION_DOCUMENTS = 1000
-_HASHES = 1 << 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +53,9 @@ class PrepareOptions:
       data_dir: where TFDS keeps its data.
       workers: processes; 0 works in this one. The corpus does not depend on it.
       overwrite: whether a corpus that stands at the output is replaced.
+      beam_runner: the Beam runner whose workers do the work; None works on this machine without
+        Beam. The corpus does not depend on it.
+      beam_options: options of Beam and of the runner, as ``key=value``.
     """
 
     vocabulary: str | WordPieceTokenizer | None = None
@@ -78,26 +74,8 @@ class PrepareOptions:
     data_dir: str | None = None
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     overwrite: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a stage has come.
-
-    Attributes:
-      stage: what is being done, in words.
-      text_bytes: bytes of text read in this stage.
-      share: how much of the stage is done, 0 to 1; None where that is not known.
-      seconds: how long the stage has taken.
-    """
-
-    stage: str
-    text_bytes: int
-    share: float | None
-    seconds: float
-
-
-Report = Callable[[Progress], None]
+    beam_runner: str | None = None
+    beam_options: tuple[str, ...] = ()
 
 
 def prepare_corpus(
@@ -109,8 +87,8 @@ def prepare_corpus(
 ) -> Corpus:
     """Prepares a corpus and opens it.
 
-    The text is read once (twice if a vocabulary is trained) and never held as a whole. The
-    directory appears when it is complete; if anything is raised, nothing of it stays.
+    The text is read once (twice if a vocabulary is trained; once more with Beam) and never held as
+    a whole. The directory appears when it is complete; if anything is raised, nothing of it stays.
 
     Args:
       inputs: globs, files, directories, ``docs`` or ``tfds:NAME``.
@@ -125,14 +103,26 @@ def prepare_corpus(
       UserError: the input cannot be used, an option is out of range, or the output stands already.
     """
     _check(options)
-    output = Path(output).expanduser()
-    _check_output(output, overwrite=options.overwrite)
+    output = as_path(output)
+    run = None
+    if options.beam_runner is not None:
+        run = BeamRun(options.beam_runner, options.beam_options, options.workers, report)
+    with store_errors(output):
+        _check_output(output, overwrite=options.overwrite)
     sources = make_sources(inputs, options)
     with _new_directory(output) as directory:
+        scratch = directory / "scratch"
+        scratch.mkdir()
+        stages: Stages
+        if run is None:
+            stages = InProcess(sources, scratch, options.workers, report)
+        else:
+            stages = InParts(sources, scratch, run)
         start = time.monotonic()
-        tokenizer, new_words = _tokenizer(sources, options, report)
+        tokenizer, new_words = _tokenizer(stages, options, report)
         tokenizer_seconds = time.monotonic() - start
-        _write(directory, sources, tokenizer, new_words, tokenizer_seconds, options, report)
+        _write(directory, scratch, stages, tokenizer, new_words, tokenizer_seconds, options)
+        remove_directory(scratch)
     return open_corpus(output)
 
 
@@ -143,15 +133,15 @@ def make_sources(inputs: Sequence[str], options: PrepareOptions) -> list[Source]
       UserError: an input names nothing.
     """
     sources: list[Source] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for name in dict.fromkeys(inputs):
         if name == DOCUMENTATION:
             sources.append(Documentation(workers=options.workers))
         elif name.startswith(TFDS_PREFIX):
             sources.append(TfdsText(name, options.tfds_split, options.text_field, options.data_dir))
         else:
-            paths = tuple(path for path in find_files(name) if path.resolve() not in seen)
-            seen.update(path.resolve() for path in paths)
+            paths = tuple(path for path in find_files(name) if os.path.realpath(path) not in seen)
+            seen.update(map(os.path.realpath, paths))
             text_field = options.text_field or "text"
             sources.append(
                 TextFiles(name, paths, options.document_unit, text_field, options.bad_input)
@@ -195,36 +185,37 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _new_directory(output: Path) -> Iterator[Path]:
-    """A directory that becomes ``output`` when the block ends well, and vanishes otherwise."""
+    """A directory that becomes ``output`` when the block ends well, and vanishes otherwise.
+
+    On a disk it becomes that at once. In an object store, where nothing can, its files are copied;
+    until all are there, what is missing tells that it is no whole corpus.
+    """
+    beside = f"{output.name}.incomplete-{secrets.token_hex(4)}"
+    directory = output.parent / f".{beside}"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.incomplete-", dir=output.parent))
+        with store_errors(output):
+            directory.mkdir(parents=True)
     except OSError as error:
         raise UserError(
-            f"{output.parent} cannot be written ({error.strerror}); give another --output"
+            f"{output.parent} cannot be written ({error.strerror or first_line(error)}); give "
+            "another --output"
         ) from None
     try:
-        directory.chmod(0o777 & ~_umask())
         yield directory
         if output.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-            os.replace(output, old)
-            os.replace(directory, output)
-            shutil.rmtree(old)
+            old = output.parent / f".{beside}-old"
+            output.rename(old)
+            directory.rename(output)
+            remove_directory(old)
         else:
-            os.replace(directory, output)
+            directory.rename(output)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with contextlib.suppress(OSError):
+            remove_directory(directory)
 
 
 def _tokenizer(
-    sources: list[Source], options: PrepareOptions, report: Report
+    stages: Stages, options: PrepareOptions, report: Report
 ) -> tuple[WordPieceTokenizer, int]:
     """The vocabulary, and how many of its tokens were added to the one that was given."""
     given = None
@@ -232,7 +223,7 @@ def _tokenizer(
         given = _given_tokenizer(options.vocabulary, options.lowercase)
         if not options.new_words:
             return given, 0
-    texts = _sample(sources, int(options.vocabulary_megabytes * 1e6), report)
+    texts = stages.sample(int(options.vocabulary_megabytes * 1e6))
     if given is not None:
         report(Progress("extending the vocabulary", 0, None, 0.0))
         extended = extend_vocabulary(given, texts, options.new_words)
@@ -250,10 +241,11 @@ def _given_tokenizer(
     vocabulary: str | WordPieceTokenizer, lowercase: bool | None
 ) -> WordPieceTokenizer:
     if isinstance(vocabulary, str):
-        path = Path(vocabulary).expanduser()
-        if not path.is_dir():
-            return WordPieceTokenizer.from_file(path, lowercase=lowercase)
-        vocabulary = open_corpus(path).tokenizer
+        path = as_path(vocabulary)
+        with store_errors(path):
+            if not path.is_dir():
+                return WordPieceTokenizer.from_file(path, lowercase=lowercase)
+            vocabulary = open_corpus(path).tokenizer
     if lowercase not in (None, vocabulary.lowercase):
         raise UserError(
             f"the given vocabulary is {'uncased' if vocabulary.lowercase else 'cased'}; leave "
@@ -262,149 +254,47 @@ def _given_tokenizer(
     return vocabulary
 
 
-def _sample(sources: list[Source], max_bytes: int, report: Report) -> list[str]:
-    """Lines of the documents with the smallest hashes, ``max_bytes`` of them at most."""
-    kept: list[tuple[int, int, str]] = []
-    kept_bytes = 0
-    for number, piece in enumerate(_read(sources, Tally(), "reading for the vocabulary", report)):
-        heapq.heappush(kept, (-_hash_of_part(piece), -number, piece.text))
-        kept_bytes += len(piece.text)
-        while kept_bytes > max_bytes and len(kept) > 1:
-            kept_bytes -= len(heapq.heappop(kept)[2])
-    in_order = sorted(kept, key=lambda entry: -entry[1])
-    return [line for _, _, text in in_order for line in text.splitlines()]
-
-
-def _hash_of_part(piece: Piece) -> int:
-    """64 bits that differ between the pieces of one document."""
-    return (piece.document_hash + piece.part * 0x9E3779B97F4A7C15) % _HASHES
-
-
-def _read(
-    sources: Sequence[Source],
-    tally: Tally,
-    stage: str,
-    report: Report,
-    counts: list[dict[str, Any]] | None = None,
-) -> Iterator[Piece]:
-    """The pieces of all sources; reports progress and appends each source's counts."""
-    start = time.monotonic()
-    sizes = [source.disk_bytes for source in sources]
-    total = None if None in sizes else sum(size for size in sizes if size is not None)
-    report(Progress(stage, 0, None, 0.0))
-    for source in sources:
-        documents, text_bytes = tally.documents, tally.text_bytes
-        for piece in number_pieces(source, tally):
-            share = tally.disk_bytes / total if total else None
-            report(Progress(stage, tally.text_bytes, share, time.monotonic() - start))
-            yield piece
-        if counts is not None:
-            counts.append(
-                {
-                    "name": source.name,
-                    "documents": tally.documents - documents,
-                    "text_bytes": tally.text_bytes - text_bytes,
-                }
-            )
-
-
-class _SmallestHashes:
-    """The smallest distinct hashes seen, up to a fixed number of them."""
-
-    def __init__(self, size: int):
-        self._size = size
-        self._negated: list[int] = []
-        self._members: set[int] = set()
-
-    def add(self, number: int) -> None:
-        if number in self._members:
-            return
-        if len(self._negated) == self._size:
-            if number > -self._negated[0]:
-                return
-            self._members.remove(-heapq.heappop(self._negated))
-        heapq.heappush(self._negated, -number)
-        self._members.add(number)
-
-    def last_validation_hash(self, documents: int, share: float) -> int | None:
-        """The largest hash of a validation document; None if there is no validation split."""
-        smallest = sorted(self._members)
-        if share == 0 or len(smallest) < 2:
-            return None
-        # Two, if the corpus has them to spare: a random next segment is from another document.
-        wanted = max(2 if documents >= 4 else 1, round(share * documents))
-        if wanted < len(smallest):
-            return smallest[wanted - 1]
-        if len(smallest) < self._size:  # these are all; at least one must be left for training
-            return smallest[-2]
-        return int(share * _HASHES)
-
-
 def _write(
     directory: Path,
-    sources: list[Source],
+    scratch: Path,
+    stages: Stages,
     tokenizer: WordPieceTokenizer,
     new_words: int,
     tokenizer_seconds: float,
     options: PrepareOptions,
-    report: Report,
 ) -> None:
     start = time.monotonic()
-    tally = Tally()
-    source_counts: list[dict[str, Any]] = []
-    hashes = _SmallestHashes(_EXACT_VALIDATION_DOCUMENTS + 1)
-
-    def pieces() -> Iterator[Piece]:
-        for piece in _read(sources, tally, "tokenising", report, source_counts):
-            if piece.part == 0:
-                hashes.add(piece.document_hash)
-            yield piece
-
     chunker = Chunker(tokenizer, options.max_length, options.language, options.wrapped_lines)
-    spool_directory = directory / "spool"
-    spool = Spool(spool_directory, record_dtype(tokenizer.size))
-    with spool:
-        for records in chunk_batches(batch_pieces(pieces()), chunker, workers=options.workers):
-            spool.add(records)
-    if not spool.bytes_written:
-        raise UserError(
-            f"The input {', '.join(source.name for source in sources)} holds no text to learn "
-            "from; check --input"
-        )
-    report(Progress("writing records", tally.text_bytes, None, time.monotonic() - start))
-    last_validation_hash = hashes.last_validation_hash(tally.documents, options.validation_share)
-    names = [TRAIN] if last_validation_hash is None else [TRAIN, VALIDATION]
-    splits = [
-        SplitRecords(
-            name,
-            spool,
-            last_validation_hash,
-            documents=tally.documents,
-            vocabulary_size=tokenizer.size,
-        )
-        for name in names
-    ]
+    spooled = stages.spool(chunker)
+    if not spooled.bytes_written:
+        names = ", ".join(source["name"] for source in spooled.source_counts)
+        raise UserError(f"The input {names} holds no text to learn from; check --input")
+    last = spooled.hashes.last_validation_hash(spooled.documents, options.validation_share)
+    names_of_splits = [TRAIN] if last is None else [TRAIN, VALIDATION]
     builder = BertCorpus(
         data_dir=directory,
-        splits=splits,
-        spooled_bytes=spool.bytes_written,
+        scratch=scratch,
+        spooled=spooled.records,
+        spooled_bytes=spooled.bytes_written,
+        splits=[SplitRule(name, last) for name in names_of_splits],
+        documents=spooled.documents,
         tokenizer=tokenizer,
         max_length=options.max_length,
         description={
-            "sources": source_counts,
-            "text_bytes": tally.text_bytes,
-            "skipped": tally.skipped,
+            "sources": spooled.source_counts,
+            "text_bytes": spooled.text_bytes,
+            "skipped": spooled.skipped,
             "new_words": new_words,  # how many of the last tokens --extend_vocabulary added
             "settings": _settings(options),
         },
+        run=stages.run,
     )
-    builder.write(spool_directory)
-    shutil.rmtree(spool_directory)
+    data_set = builder.write()
     builder.info.metadata["seconds"] = {
         "vocabulary": tokenizer_seconds,
         "corpus": time.monotonic() - start,
     }
-    builder.info.metadata.save_metadata(builder.data_dir)
+    builder.info.metadata.save_metadata(data_set)
 
 
 def _settings(options: PrepareOptions) -> dict[str, Any]:

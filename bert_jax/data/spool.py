@@ -5,6 +5,7 @@ record goes into one of 128 files by the leading bits of its key; a file at a ti
 sorted.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
@@ -33,17 +34,18 @@ class KeyedRecords(NamedTuple):
 
 
 class Spool:
-    """A directory of bucket files, written once and then read.
+    """A directory of bucket files, to be written.
 
     Args:
       directory: made here; the caller removes it.
-      dtype: the element type of the records.
+
+    Attributes:
+      bytes_written: the size of the records that were added.
     """
 
-    def __init__(self, directory: Path, dtype: np.dtype):
+    def __init__(self, directory: Path):
         directory.mkdir()
-        self._paths = [directory / f"{number:03d}" for number in range(BUCKETS)]
-        self._dtype = dtype
+        self._paths = [_bucket_file(directory, bucket) for bucket in range(BUCKETS)]
         self._files: list[BinaryIO] = []
         self.bytes_written = 0
 
@@ -76,21 +78,39 @@ class Spool:
             file.write(elements.tobytes())
             self.bytes_written += elements.nbytes
 
+
+@dataclass(frozen=True)
+class SpooledRecords:
+    """What was written into one or more spools; picklable.
+
+    Attributes:
+      directories: the spools' directories, in any order.
+      dtype: the element type of the records.
+    """
+
+    directories: tuple[Path, ...]
+    dtype: np.dtype
+
     def read(self, bucket: int) -> KeyedRecords:
         """All records of one bucket, by rising key; buckets follow each other by key too."""
-        content = self._paths[bucket].read_bytes()
-        headers, elements = [np.empty(0, _HEADER)], [np.empty(0, self._dtype)]
-        position = 0
-        while position < len(content):
-            count = int(np.frombuffer(content, "<u8", 1, position)[0])
-            headers.append(np.frombuffer(content, _HEADER, count, position + 8))
-            position += 8 + headers[-1].nbytes
-            length = int(headers[-1]["length"].sum())
-            elements.append(np.frombuffer(content, self._dtype, length, position))
-            position += elements[-1].nbytes
+        headers, elements = [np.empty(0, _HEADER)], [np.empty(0, self.dtype)]
+        for directory in self.directories:
+            content = _bucket_file(directory, bucket).read_bytes()
+            position = 0
+            while position < len(content):
+                count = int(np.frombuffer(content, "<u8", 1, position)[0])
+                headers.append(np.frombuffer(content, _HEADER, count, position + 8))
+                position += 8 + headers[-1].nbytes
+                length = int(headers[-1]["length"].sum())
+                elements.append(np.frombuffer(content, self.dtype, length, position))
+                position += elements[-1].nbytes
         header = np.concatenate(headers)
         records = Records(np.concatenate(elements), offsets_of(header["length"]))
         return _sorted(KeyedRecords(records, header["key"], header["document_hash"]))
+
+
+def _bucket_file(directory: Path, bucket: int) -> Path:
+    return directory / f"{bucket:03d}"
 
 
 def select(keyed: KeyedRecords, chosen: np.ndarray) -> KeyedRecords:

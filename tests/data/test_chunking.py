@@ -6,7 +6,7 @@ import pytest
 from bert_jax.data.chunking import Chunker, chunk_batches
 from bert_jax.data.chunks import ChunkBatch, record_dtype, unpack_records
 from bert_jax.data.documents import Piece
-from bert_jax.data.spool import BUCKETS, Spool
+from bert_jax.data.spool import BUCKETS, Spool, SpooledRecords
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 
 WORDS = ["the", "cat", "sat", "##s", ".", "on", "mat"]
@@ -80,15 +80,20 @@ def test_no_more_batches_are_read_than_are_needed(chunker):
     results.close()
 
 
-def test_the_spool_gives_every_record_back_by_key(chunker, tmp_path):
+def test_spools_give_every_record_back_by_key(chunker, tmp_path):
     keyed = chunker(pieces(300))
     dtype = record_dtype(chunker.tokenizer.size)
-    spool = Spool(tmp_path / "spool", dtype)
-    with spool:
-        for batch in ([piece] for piece in pieces(300)):
-            spool.add(chunker(batch))
-    assert spool.bytes_written == keyed.records.elements.nbytes
-    buckets = [spool.read(bucket) for bucket in range(BUCKETS)]
+    directories = (tmp_path / "spool", tmp_path / "other")
+    bytes_written = 0
+    for number, directory in enumerate(directories):
+        with Spool(directory) as spool:
+            for piece in pieces(300):
+                if piece.document % 2 == number:
+                    spool.add(chunker([piece]))
+        bytes_written += spool.bytes_written
+    assert bytes_written == keyed.records.elements.nbytes
+    spooled = SpooledRecords(directories, dtype)
+    buckets = [spooled.read(bucket) for bucket in range(BUCKETS)]
     keys = np.concatenate([bucket.keys for bucket in buckets])
     np.testing.assert_array_equal(keys, np.sort(keyed.keys))
     order = np.argsort(keyed.keys)

@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bert_jax.data.corpus import open_corpus
-from bert_jax.data.preparation import PrepareOptions, _SmallestHashes, prepare_corpus
+from bert_jax.data.preparation import PrepareOptions, prepare_corpus
+from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 
@@ -217,7 +218,7 @@ def test_a_corpus_of_another_format_is_refused(corpus, tmp_path):
 def test_the_validation_split_of_small_corpora_is_exact(count, share, expected):
     generator = np.random.default_rng(1)
     numbers = generator.integers(0, 2**64, count, np.uint64).tolist()
-    smallest = _SmallestHashes(1001)
+    smallest = SmallestHashes(1001)
     for number in numbers + numbers[:2]:
         smallest.add(number)
     last = smallest.last_validation_hash(count, share)
@@ -227,7 +228,7 @@ def test_the_validation_split_of_small_corpora_is_exact(count, share, expected):
 
 def test_the_validation_split_of_large_corpora_is_about_its_share():
     numbers = np.random.default_rng(2).integers(0, 2**64, 20_000, np.uint64).tolist()
-    smallest = _SmallestHashes(1001)
+    smallest = SmallestHashes(1001)
     for number in numbers:
         smallest.add(number)
     last = smallest.last_validation_hash(len(numbers), 0.2)

@@ -1,0 +1,111 @@
+"""Object stores, of which one stands in memory for the real ones."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+from etils.epath import backend, gpath
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from bert_jax.data.corpus import open_corpus
+from bert_jax.data.preparation import PrepareOptions, prepare_corpus
+from bert_jax.data.text_files import find_files
+from bert_jax.errors import UserError
+from bert_jax.prepare import summary
+
+
+class MemoryStore(MemoryFileSystem):
+    """What fsspec offers of a store, with the store's names."""
+
+    protocol = ("gcs", "gs")
+    store: dict = {}
+    pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        path = os.fspath(path)
+        return "/" + path.removeprefix("gs://").removeprefix("gcs://").strip("/") if path else ""
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """A store with two files of text and something else in the bucket ``texts``."""
+    monkeypatch.setattr(MemoryStore, "store", {})
+    monkeypatch.setattr(MemoryStore, "pseudo_dirs", [""])
+    made = MemoryStore()
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    file_systems = {"gcs": made, "file": LocalFileSystem()}
+    monkeypatch.setattr(
+        backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: file_systems[name]
+    )
+    rows = [{"text": f"The cat sat {number}. It saw a dog."} for number in range(20)]
+    made.pipe_file("gs://texts/one/a.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    made.pipe_file("gs://texts/one/deep/b.txt", b"A dog ran. It was green.\n\nWhy not?\n")
+    made.pipe_file("gs://texts/one/picture.png", b"\x89PNG")
+    return made
+
+
+def test_files_of_a_store_are_found(store):
+    def names(pattern):
+        return [os.fspath(path) for path in find_files(pattern)]
+
+    assert names("gs://texts/one") == ["gs://texts/one/a.jsonl", "gs://texts/one/deep/b.txt"]
+    assert names("gs://texts/o*/*.jsonl") == ["gs://texts/one/a.jsonl"]
+    assert names("gs://texts/one/deep/b.txt") == ["gs://texts/one/deep/b.txt"]
+    with pytest.raises(UserError, match="No file matches --input 'gs://texts/none'"):
+        names("gs://texts/none")
+    with pytest.raises(UserError, match=r"has \*\*, which object stores do not offer"):
+        names("gs://texts/**/*.txt")
+
+
+@pytest.mark.parametrize("beam_runner", [None, "DirectRunner"])
+def test_a_corpus_in_a_store(store, tmp_path, beam_runner):
+    if beam_runner:
+        pytest.importorskip("apache_beam")
+    for name in ("one/a.jsonl", "one/deep/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(store.cat_file(f"gs://texts/{name}"))
+    options = PrepareOptions(vocabulary_size=60, max_length=16, workers=0)
+    local = prepare_corpus([str(tmp_path / "one")], tmp_path / "corpus", options)
+    options = dataclasses.replace(options, beam_runner=beam_runner)
+    remote = prepare_corpus(["gs://texts/one"], "gs://corpora/mine", options)
+    with pytest.raises(UserError, match="give --overwrite to replace it"):
+        prepare_corpus(["gs://texts/one"], "gs://corpora/mine", options)
+    again = dataclasses.replace(options, overwrite=True, vocabulary="gs://corpora/mine")
+    remote = prepare_corpus(
+        ["gs://texts/one/*.jsonl", "gs://texts/one"], "gs://corpora/mine", again
+    )
+    assert remote.fingerprint == local.fingerprint
+    assert os.fspath(remote.directory) == "gs://corpora/mine"
+    assert store.ls("gs://corpora", detail=False) == ["/corpora/mine"], "nothing half-made stays"
+    assert "corpus=data/mine --workdir runs/mine" in summary(remote)
+    with pytest.raises(UserError, match="copy the directory to a disk"):
+        remote.split("train")
+    store.get("gs://corpora/mine", str(tmp_path / "copy"), recursive=True)
+    assert open_corpus(tmp_path / "copy").split("train").lengths.sum() > 0
+    for written in sorted((tmp_path / "corpus").rglob("*.*_*")):
+        relative = written.relative_to(tmp_path / "corpus")
+        assert (tmp_path / "copy" / relative).read_bytes() == written.read_bytes()
+
+
+def test_a_store_that_cannot_be_reached(store, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise PermissionError("Anonymous caller does not have storage.objects.get access\nmore")
+
+    monkeypatch.setattr(MemoryStore, "exists", refuse)
+    with pytest.raises(
+        UserError, match=r"gs://texts/one cannot be reached \(PermissionError: Anon"
+    ):
+        find_files("gs://texts/one")
+
+
+def test_a_store_without_its_library(store, monkeypatch):
+    def missing(self, name):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", missing)
+    for output, inputs in (("gs://corpora/mine", "a.txt"), ("corpus", "gs://texts/one")):
+        with pytest.raises(UserError, match=r"pip install 'bert_jax\[gcs\]'"):
+            prepare_corpus([inputs], output, PrepareOptions())
