@@ -1,15 +1,20 @@
 """How fast text becomes a corpus, and in how much memory.
 
     python benchmarks/prepare.py --input books.jsonl.xz [--vocabulary vocab.txt] [--output FILE]
+        [--beam_runner DirectRunner --files 16] [--gigabytes 20]
 
 The input (JSON lines with a ``text`` field, or text; compressed or not) is decompressed first,
 which is not timed. A vocabulary is trained on it unless one is given, which is timed apart. Then a
 quarter of the text and all of it are prepared with that vocabulary, each in a new process, start-up
 included. CPU seconds are those of all processes. Peak memory is the largest sum of the resident
 sizes of all processes, sampled ten times a second.
+
+With ``--gigabytes``, the cost of so much text is computed from the two measurements: what the
+difference between them costs, so often as it goes into it. The time of starting up is left out.
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import resource
@@ -36,32 +41,41 @@ def main() -> None:
     parser.add_argument("--vocabulary", help="a vocab.txt; without it one is trained")
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--beam_runner", help="prepare by a Beam pipeline")
+    parser.add_argument("--files", type=int, default=1, help="how many files the text is put into")
+    parser.add_argument("--gigabytes", type=float, help="how much text to compute the cost of")
     parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         result = measure(arguments, Path(name))
     print_table(result)
+    if arguments.gigabytes:
+        print_cost(result, arguments.gigabytes)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict:
     """Runs ``bert_jax.prepare`` on a quarter of the text and on all of it."""
-    sizes = write_texts(arguments.input, scratch)
+    sizes = write_texts(arguments.input, scratch, arguments.files)
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
         "python": platform.python_version(),
         "input": arguments.input.name,
         "workers": arguments.workers,
         "max_length": arguments.max_length,
+        "beam_runner": arguments.beam_runner,
+        "files": arguments.files,
         "runs": [],
     }
     vocabulary = arguments.vocabulary
     for part, size in sizes.items():
         corpus = scratch / f"corpus-{part}"
-        options = ["--input", str(scratch / f"{part}.jsonl"), "--output", str(corpus)]
+        options = ["--input", str(scratch / part), "--output", str(corpus)]
         options += ["--max_length", str(arguments.max_length)]
         options += ["--workers", str(arguments.workers)]
+        if arguments.beam_runner:
+            options += ["--beam_runner", arguments.beam_runner]
         if vocabulary is None:
             options += ["--vocab_size", str(_VOCABULARY_SIZE)]
             run(options)
@@ -86,7 +100,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict:
     return result
 
 
-def write_texts(source: Path, scratch: Path) -> dict[str, int]:
+def write_texts(source: Path, scratch: Path, files: int) -> dict[str, int]:
     """Writes a quarter and the whole of the text as JSON lines; returns their bytes of text."""
     documents: list[list[str]] = []
     for text, starts_document in TextFiles(str(source), (source,)).passages(Tally()):
@@ -98,12 +112,18 @@ def write_texts(source: Path, scratch: Path) -> dict[str, int]:
     sizes = {}
     for part, share in (("quarter", 0.25), ("whole", 1.0)):
         sizes[part] = 0
-        with (scratch / f"{part}.jsonl").open("w", encoding="utf-8") as file:
-            for text in texts:
+        (scratch / part).mkdir()
+        with contextlib.ExitStack() as stack:
+            opened = [
+                stack.enter_context((scratch / part / f"{number:04d}.jsonl").open("w"))
+                for number in range(files)
+            ]
+            for number, text in enumerate(texts):
                 if sizes[part] >= share * whole:
                     break
                 sizes[part] += len(text.encode())
-                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                line = json.dumps({"text": text}, ensure_ascii=False)
+                opened[number % files].write(line + "\n")
     return sizes
 
 
@@ -155,6 +175,24 @@ def print_table(result: dict) -> None:
             f"{measured['megabytes_per_second']:>8.2f}{measured['peak_memory_megabytes']:>10.0f}"
             f"{measured['tokens']:>14,}{measured['disk_megabytes']:>10.1f}"
         )
+
+
+def print_cost(result: dict, gigabytes: float) -> None:
+    """Prints what so much text would cost; computed, not measured."""
+    quarter, whole = result["runs"]
+
+    def scaled(key: str) -> float:
+        """The number for so much text, from what the text beyond the quarter costs."""
+        more = whole["text_megabytes"] - quarter["text_megabytes"]
+        return (whole[key] - quarter[key]) / more * gigabytes * 1000
+
+    cpu_hours = scaled("cpu_seconds") / 3600
+    print(
+        f"computed for {gigabytes:g} GB: {cpu_hours:.2f} core-hours "
+        f"({scaled('seconds') / 3600:.2f} h on this machine, {cpu_hours * 60 / 64:.1f} min on "
+        f"64 cores like it), {scaled('tokens') / 1e9:.2f}e9 tokens, "
+        f"{scaled('disk_megabytes') / 1e3:.1f} GB"
+    )
 
 
 if __name__ == "__main__":
