@@ -15,8 +15,8 @@ from bert_jax.command_line import ArgumentParser, run
 from bert_jax.data.corpus import Corpus, is_corpus
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 from bert_jax.data.stages import Progress
-from bert_jax.data.storage import as_path, is_remote
 from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.storage import as_path, is_remote
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells have it
 _SECONDS_BETWEEN_LINES = 10.0  # where the output is a file

@@ -64,7 +64,7 @@ from bert_jax.training.speed import SpeedMeter
 from bert_jax.training.state import TrainState, abstract_state, initial_state
 from bert_jax.training.step import make_evaluation_step, make_train_step
 from bert_jax.training.transplant import transplant
-from bert_jax.training.workdir import CONFIG, REPORT, write_config
+from bert_jax.training.workdir import CONFIG, REPORT, Workdir, write_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(flags.config, workdir, preemption)
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, preemption: Preemption) -> int:
+def train(config: ml_collections.ConfigDict, workdir: Workdir, preemption: Preemption) -> int:
     """Trains until ``config.total_steps`` or until told to stop; returns the exit code.
 
     Raises:
@@ -93,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, preemption: Preempti
 
 def _train(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: Workdir,
     preemption: Preemption,
     mesh: jax.sharding.Mesh,
 ) -> int:
@@ -101,7 +101,7 @@ def _train(
         # --- What to train, and from where. ---
         checkpoints = stack.enter_context(
             Checkpoints(
-                workdir,
+                workdir.place,
                 keep_last=config.checkpoints.keep_last,
                 keep_best=config.checkpoints.keep_best,
             )
@@ -140,7 +140,7 @@ def _train(
                 params = reinitialise_top_layers(params, state.params, forgotten)
                 state = state.replace(params=params)
         else:
-            check_resumable(previous, record, config.total_steps, workdir)
+            check_resumable(previous, record, config.total_steps, workdir.place)
             changed = changes(previous, record)
             record = record._replace(notes=[*previous.notes, *changed])
             state = checkpoints.restore(resumed_at, abstract)
@@ -151,8 +151,10 @@ def _train(
 
         # --- Print the plan. ---
         if is_first():
-            write_config(workdir / CONFIG, record.config)
-        log = stack.enter_context(MetricsLog(workdir, resume_step=resumed_at, enabled=is_first()))
+            write_config(workdir.files / CONFIG, record.config)
+        log = stack.enter_context(
+            MetricsLog(workdir.files, resume_step=resumed_at, enabled=is_first())
+        )
         wait_for_all("what the log keeps is on the disk")
         progress = stack.enter_context(Progress(config.total_steps, step, enabled=is_first()))
         phases = [f"{phase.batch_size:,} × {phase.description}" for phase in task.phases]
@@ -181,7 +183,7 @@ def _train(
         patience = EarlyStopping(
             config.get("early_stopping_evaluations", 0),
             task.higher_is_better,
-            _past_scores(workdir, task) if resumed_at else (),
+            _past_scores(workdir.files, task) if resumed_at else (),
         )
         compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
         while True:
@@ -212,6 +214,8 @@ def _train(
             if (save_due or (is_best and config.checkpoints.keep_best)) and step != saved:
                 monitor.catch_up()
                 log.flush()
+                if is_first():
+                    workdir.publish()
                 checkpoints.save(state, record._replace(step=step))
                 saved = step
             if is_last or stopping:
@@ -234,10 +238,10 @@ def _train(
             progress.note(f"stopped {where}; the same command goes on")
             return preemption.exit_code
         samples = task.samples(state.params)
-        left = task.finish(workdir, state.params)
+        left = task.finish(workdir.files, state.params)
         if is_first():
             log.close()
-            metrics = read_metrics(workdir / METRICS)
+            metrics = read_metrics(workdir.files / METRICS)
             judged_by = find_result(
                 metrics,
                 task.selection,
@@ -245,10 +249,10 @@ def _train(
                 first_step=task.phase_at(step).first_step,
                 best=config.checkpoints.keep_best,
             )
-            write_result(workdir / RESULT, judged_by)
+            write_result(workdir.files / RESULT, judged_by)
             write_report(
-                workdir / REPORT,
-                title=f"{config.task}: {workdir.name}",
+                workdir.files / REPORT,
+                title=f"{config.task}: {workdir.place.name}",
                 metrics=metrics,
                 config=json.dumps(record.config, indent=2),
                 # With the corpus's fingerprint, by which a result can be cited.
@@ -259,7 +263,7 @@ def _train(
             )
             for line in left:
                 progress.note(line)
-            progress.note(f"finished; the report is {workdir / REPORT}")
+            progress.note(f"finished; the report is {workdir.place / REPORT}")
     return 0
 
 

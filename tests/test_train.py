@@ -12,6 +12,7 @@ from bert_jax.command_line import load_config
 from bert_jax.train import train
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preemption
+from bert_jax.training.workdir import Workdir
 
 TOY = ("--config", "tests/toy_task.py")
 pytestmark = pytest.mark.slow
@@ -198,7 +199,7 @@ def test_told_to_stop_while_it_evaluates(tmp_path, monkeypatch, read_numbers):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for workdir in (whole, parts):
         workdir.mkdir()
-    assert train(config, whole, Preemption()) == 0
+    assert train(config, Workdir(whole), Preemption()) == 0
 
     stop = Preemption()
     make_batch = CircleClassifier.validation_batch
@@ -208,11 +209,11 @@ def test_told_to_stop_while_it_evaluates(tmp_path, monkeypatch, read_numbers):
         return make_batch(*arguments)
 
     monkeypatch.setattr(CircleClassifier, "validation_batch", batch_with_a_signal)
-    assert train(config, parts, stop) == EXIT_PREEMPTED
+    assert train(config, Workdir(parts), stop) == EXIT_PREEMPTED
     assert not (parts / "report.html").exists()
     assert "validation/loss" not in read_numbers(parts)[-1]
     monkeypatch.undo()
-    assert train(config, parts, Preemption()) == 0
+    assert train(config, Workdir(parts), Preemption()) == 0
     assert read_numbers(parts) == read_numbers(whole)
     # The checkpoint of that step was scored after it was saved.
     with Checkpoints(parts, read_only=True) as checkpoints:

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from bert_jax.data.chunks import record_dtype, unpack_records
 from bert_jax.data.parts import Run
 from bert_jax.data.spool import BUCKETS, KeyedRecords, SpooledRecords, select
-from bert_jax.data.storage import as_path, file_size, local_file
 from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.storage import as_path, file_size, local_file
 
 FORMAT_VERSION = 1
 FEATURE = "chunk"

@@ -12,9 +12,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.data.builder import FEATURE, FORMAT_VERSION, BertCorpus, sidecar
 from bert_jax.data.chunks import ChunkBatch, Records, offsets_of, record_dtype, unpack_records
-from bert_jax.data.storage import as_path, is_remote
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.storage import as_path, is_remote
 
 __all__ = ["ChunkBatch", "Corpus", "Split", "is_corpus", "open_corpus"]
 

@@ -12,8 +12,8 @@ from bert_jax.data.parts import Task
 from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import Spool, SpooledRecords
 from bert_jax.data.stages import Progress, Report, Spooled
-from bert_jax.data.storage import local_directory
 from bert_jax.data.vocabulary_sample import VocabularySample, piece_key
+from bert_jax.storage import local_directory
 
 
 class InProcess:

@@ -23,9 +23,9 @@ from bert_jax.data.chunking import Chunker, chunk_batches
 from bert_jax.data.documents import Piece, Source, Tally, batch_pieces, number_pieces
 from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import Spool
-from bert_jax.data.storage import local_directory
 from bert_jax.data.vocabulary_sample import PieceKey, VocabularySample, piece_key
 from bert_jax.errors import UserError
+from bert_jax.storage import local_directory
 
 
 class Task(Protocol):

@@ -19,13 +19,13 @@ from bert_jax.data.documents import Source
 from bert_jax.data.in_parts import InParts
 from bert_jax.data.in_process import InProcess
 from bert_jax.data.stages import Progress, Report, Stages
-from bert_jax.data.storage import as_path, remove_directory, store_errors
 from bert_jax.data.text_files import BadInput, DocumentUnit, TextFiles, find_files
 from bert_jax.data.tfds_text import PREFIX as TFDS_PREFIX
 from bert_jax.data.tfds_text import TfdsText
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.data.vocabulary_extension import extend_vocabulary
 from bert_jax.errors import UserError, first_line
+from bert_jax.storage import as_path, remove_directory, store_errors
 
 DOCUMENTATION = "docs"
 

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Literal, Protocol
 import zstandard
 
 from bert_jax.data.documents import MAX_PIECE_CHARACTERS, Passage, Tally, whole_document
-from bert_jax.data.storage import as_path, file_size, is_remote, store_errors
 from bert_jax.errors import UserError, first_line
+from bert_jax.storage import as_path, file_size, is_remote, store_errors
 
 BadInput = Literal["stop", "skip"]
 DocumentUnit = Literal["file", "blank_line"]

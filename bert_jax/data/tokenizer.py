@@ -24,8 +24,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.data.chunks import offsets_of, positions_of_runs
-from bert_jax.data.storage import as_path
 from bert_jax.errors import UserError
+from bert_jax.storage import as_path
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = (PAD, UNKNOWN, CLS, SEP, MASK)

@@ -20,6 +20,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
+from bert_jax.storage import is_remote
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.processes import is_first, wait_for_all
 from bert_jax.training.sharding import parameter_name
@@ -69,7 +70,10 @@ class Checkpoints:
         keep_best: bool = False,
         read_only: bool = False,
     ):
-        self._directory = epath.Path(workdir).expanduser().resolve() / DIRECTORY
+        home = epath.Path(workdir)
+        if not is_remote(home):
+            home = home.expanduser().resolve()
+        self._directory = home / DIRECTORY
         if read_only and not self._directory.is_dir():
             raise UserError(
                 f"{workdir} holds no checkpoints; give the --workdir of a run that has saved one"
@@ -90,7 +94,7 @@ class Checkpoints:
                 "run": ocp.JsonCheckpointHandler(),
             },
         )
-        self._scores_file = epath.Path(workdir).expanduser().resolve() / SCORES
+        self._scores_file = home / SCORES
         self._scores = self._read_scores()
         if not read_only:
             self.prune()
@@ -155,8 +159,15 @@ class Checkpoints:
         on_disk = self.steps()
         self._scores = {s: old for s, old in self._scores.items() if s in on_disk} | {step: score}
         if is_first():
-            write_atomically(self._scores_file, json.dumps(self._scores).encode())
+            self._write_scores()
         return is_best
+
+    def _write_scores(self) -> None:
+        scores = json.dumps(self._scores).encode()
+        if is_remote(self._scores_file):
+            self._scores_file.write_bytes(scores)  # whole or not at all, in an object store
+        else:
+            write_atomically(self._scores_file, scores)
 
     def _remove_unfinished(self) -> None:
         """Removes what a kill left half-written.

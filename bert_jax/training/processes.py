@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bert_jax.errors import EXIT_USER_ERROR, UserError
+from bert_jax.storage import as_path, is_remote, store_errors
 from bert_jax.training.preemption import Preemption
 from bert_jax.training.process_group import ProcessGroup
-from bert_jax.training.workdir import claim_workdir
+from bert_jax.training.workdir import Workdir, claim_workdir
 
 
 def join(group: ProcessGroup) -> None:
@@ -92,21 +94,34 @@ def wait_for_all(place: str) -> None:
 
 
 @contextlib.contextmanager
-def claim_shared_workdir(workdir: str) -> Iterator[Path]:
-    """``claim_workdir`` by the first process, for all.
+def claim_shared_workdir(workdir: str) -> Iterator[Workdir]:
+    """The working directory of a run, claimed by its first process for all.
+
+    Nothing keeps two runs apart in an object store, which has no locks.
 
     Raises:
-      UserError: another run has it, it cannot be written, or another host does not see it.
+      UserError: another run has it, it cannot be read and written, or another host does not see it.
     """
-    with claim_workdir(workdir) if is_first() else contextlib.nullcontext(Path(workdir)) as path:
+    if is_remote(workdir):
+        with tempfile.TemporaryDirectory() as files:
+            remote = Workdir(as_path(workdir), Path(files))
+            with store_errors(workdir):
+                remote.fetch()
+            try:
+                yield remote
+            finally:
+                if is_first():
+                    with store_errors(workdir):
+                        remote.publish()
+        return
+    with claim_workdir(workdir) if is_first() else contextlib.nullcontext(as_path(workdir)) as path:
         wait_for_all("the working directory is claimed")
-        path = path.expanduser()
         if not path.is_dir():
             raise UserError(
                 f"{workdir} is not there on the host of process {jax.process_index()}; give a "
-                "--workdir on a file system that all hosts share"
+                "--workdir on a file system that all hosts share, or in an object store"
             )
-        yield path
+        yield Workdir(path)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A run's working directory: one run at a time, and the names of what it holds."""
+"""A run's working directory: where it is, one run at a time, and the names of what it holds."""
 
 import contextlib
 import json
@@ -14,6 +14,42 @@ from bert_jax.training.atomic_file import write_atomically
 REPORT = "report.html"
 CONFIG = "config.json"
 _LOCK = ".lock"
+
+
+class Workdir:
+    """A run's working directory, on a disk or in an object store.
+
+    Attributes:
+      place: where the run keeps everything; checkpoints are read and written there.
+      files: the same directory or, of one in a store, a directory of this machine with all but the
+        checkpoints, for a store has no files that grow.
+    """
+
+    def __init__(self, place: Path, files: Path | None = None):
+        self.place = place
+        self.files = place if files is None else files
+        self._published: dict[Path, tuple[int, int]] = {}
+
+    def fetch(self) -> None:
+        """Brings the store's files here, but not those of directories in it."""
+        if self.files == self.place or not self.place.exists():
+            return
+        for file in self.place.iterdir():
+            if not file.is_dir():
+                (self.files / file.name).write_bytes(file.read_bytes())
+
+    def publish(self) -> None:
+        """Brings the files that changed to the store."""
+        if self.files == self.place:
+            return
+        for file in sorted(self.files.rglob("*")):
+            status = file.stat()
+            state = (status.st_mtime_ns, status.st_size)
+            if not file.is_dir() and self._published.get(file) != state:
+                copy = self.place / file.relative_to(self.files).as_posix()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+                self._published[file] = state
 
 
 @contextlib.contextmanager

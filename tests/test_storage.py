@@ -14,6 +14,7 @@ from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 from bert_jax.data.text_files import find_files
 from bert_jax.errors import UserError
 from bert_jax.prepare import summary
+from bert_jax.training.processes import claim_shared_workdir
 
 
 class MemoryStore(MemoryFileSystem):
@@ -109,3 +110,32 @@ def test_a_store_without_its_library(store, monkeypatch):
     for output, inputs in (("gs://corpora/mine", "a.txt"), ("corpus", "gs://texts/one")):
         with pytest.raises(UserError, match=r"pip install 'bert_jax\[gcs\]'"):
             prepare_corpus([inputs], output, PrepareOptions())
+
+
+def test_a_working_directory_in_a_store_is_mirrored(store):
+    with claim_shared_workdir("gs://runs/base") as workdir:
+        assert workdir.files != workdir.place
+        assert not list(workdir.files.iterdir())
+        (workdir.files / "metrics.jsonl").write_text("1\n")
+        (workdir.files / "tensorboard").mkdir()
+        (workdir.files / "tensorboard" / "events").write_text("e")
+        workdir.publish()
+        assert store.cat_file("gs://runs/base/metrics.jsonl") == b"1\n"
+        (workdir.files / "metrics.jsonl").write_text("1\n2\n")
+        store.pipe_file("gs://runs/base/tensorboard/events", b"seen")  # what did not change stays
+    assert store.cat_file("gs://runs/base/metrics.jsonl") == b"1\n2\n"
+    assert store.cat_file("gs://runs/base/tensorboard/events") == b"seen"
+    with claim_shared_workdir("gs://runs/base") as workdir:
+        assert (workdir.files / "metrics.jsonl").read_text() == "1\n2\n"
+
+
+def test_a_store_that_refuses_is_told(store, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise PermissionError("403")
+
+    monkeypatch.setattr(MemoryStore, "_open", refuse)
+    with (
+        pytest.raises(UserError, match="gs://runs/base cannot be reached .*check the path"),
+        claim_shared_workdir("gs://runs/base") as workdir,
+    ):
+        (workdir.files / "config.json").write_text("{}")
