@@ -1,8 +1,8 @@
 """How many sequences of each size fit in a memory, from the compiler's own count.
 
-    python benchmarks/memory.py [--lengths 128 512] [--output FILE]
+    python benchmarks/memory.py [--lengths 128 512] [--settings KEY=VALUE,...] [--output FILE]
 
-The real training step (float32, dropout, AdamW) is compiled for the local device at two batch
+The real training step (the recipe with its settings) is compiled for the local device at two batch
 sizes. Its memory grows linearly with the batch, and the table extrapolates to the memories in its
 head; nothing in it was run. Another device's compiler plans otherwise, so take it as a guide.
 """
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512])
+    parser.add_argument("--settings", default="", help="keys of the recipe: model.remat=full,...")
     parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
     arguments = parser.parse_args()
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
@@ -46,7 +47,7 @@ def main() -> None:
     print("|---|---|---|---|" + "---|" * len(MEMORIES_GIB))
     for size in arguments.sizes:
         for length in arguments.lengths:
-            row = measure(size, length, mesh)
+            row = measure(size, length, arguments.settings, mesh)
             rows.append(row)
             fits = "".join(f" {row['fits'][m]:,} |" for m in MEMORIES_GIB)
             state = f"{row['state_bytes'] / GIB:.2f} GiB"
@@ -55,9 +56,9 @@ def main() -> None:
         arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(size: str, length: int, mesh: Mesh) -> dict[str, Any]:
+def measure(size: str, length: int, settings: str, mesh: Mesh) -> dict[str, Any]:
     """Memory of one step at two batch sizes, and what follows for larger memories."""
-    config = load_config(f"{PRETRAIN}:{size}")
+    config = load_config(f"{PRETRAIN}:{size}" + (f",{settings}" if settings else ""))
     config.docs.vocabulary_size = VOCABULARY_SIZE
     config.data.max_length = length
     config.model.unroll = 1

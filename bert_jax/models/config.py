@@ -36,6 +36,13 @@ LORA_TARGETS = (
 )
 
 
+# What the backward pass computes again instead of keeping it, from nothing to all of a layer.
+REMATERIALISATIONS = ("none", "dots", "full")
+
+# Fields that say how a run computes, and nothing of the model: they stay out of its description.
+RUN_FIELDS = ("remat",)
+
+
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """Everything that decides a BERT model's parameters and computation.
@@ -57,6 +64,9 @@ class BertConfig:
       unroll: layers that one iteration of the compiled loop runs. It changes speed and compile
         time, never the parameters' layout. As many as there are layers also let the last compute
         only what is read; results are the same but for rounding, and for the dropout that is drawn.
+      remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
+        Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights; or
+        "full", everything from the layer's input on. Results are the same but for rounding.
       lora_rank: rank of LoRA's updates (Hu et al., arXiv:2106.09685); 0 for none.
       lora_alpha: the updates are scaled by `lora_alpha / lora_rank`. The default is the paper's for
         RoBERTa-base.
@@ -83,6 +93,7 @@ class BertConfig:
     initializer_stddev: float = 0.02
     compute_dtype: str = "float32"
     unroll: int = 1
+    remat: str = "none"
     lora_rank: int = 0
     lora_alpha: float = 8.0
     lora_targets: tuple[str, ...] = ("query", "value")
@@ -115,6 +126,10 @@ class BertConfig:
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise UserError(
                 f"compute_dtype is {self.compute_dtype!r}; choose 'float32' or 'bfloat16'."
+            )
+        if self.remat not in REMATERIALISATIONS:
+            raise UserError(
+                f"remat is {self.remat!r}; choose one of {', '.join(REMATERIALISATIONS)}."
             )
         self._check_adaptation()
 

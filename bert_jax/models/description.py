@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bert_jax.errors import UserError
-from bert_jax.models.config import BertConfig
+from bert_jax.models.config import RUN_FIELDS, BertConfig
 from bert_jax.models.heads import (
     EncoderModel,
     PretrainingModel,
@@ -109,8 +109,11 @@ class ModelDescription:
         return self.model().init(key, *inputs, deterministic=True)["params"]
 
     def to_json(self) -> str:
-        """The description as JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        """The description as JSON, without what was of the run alone (`RUN_FIELDS`)."""
+        fields = dataclasses.asdict(self)
+        for name in RUN_FIELDS:
+            del fields["config"][name]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelDescription":

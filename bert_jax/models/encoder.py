@@ -164,6 +164,23 @@ class EncoderLayer(nn.Module):
         return hidden_BLD, hidden_BLD if all_hidden_states else None
 
 
+def _layer_type(config: BertConfig) -> type[nn.Module]:
+    """`EncoderLayer` with the rematerialisation that the config asks for."""
+    if config.remat == "none":
+        return EncoderLayer
+    policies = jax.checkpoint_policies
+    layer: type[nn.Module] = nn.remat(
+        EncoderLayer,
+        # Attention's products have a batch, and its scores are what takes the most memory.
+        policy=policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None,
+        # A loop keeps the passes apart. Without one, the compiler would find that it computes
+        # the same thing twice, and keep it after all.
+        prevent_cse=config.unrolled,
+        static_argnums=(3, 4),  # deterministic, all_hidden_states
+    )
+    return layer
+
+
 class Encoder(nn.Module):
     """BERT without heads."""
 
@@ -172,7 +189,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config)
         stack = nn.scan(
-            EncoderLayer,
+            _layer_type(self.config),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
@@ -229,7 +246,7 @@ class Encoder(nn.Module):
         A compiled loop cannot do so: its layers are alike, and to take one out of the stack that
         it runs over would copy the others' parameters.
         """
-        layer = EncoderLayer(self.config, parent=None)
+        layer = _layer_type(self.config)(self.config, parent=None)
         stacked = nn.unbox(self.layers.variables["params"])
         last = self.config.layers - 1
         for number in range(self.config.layers):

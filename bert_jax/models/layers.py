@@ -96,7 +96,9 @@ def contract(inputs: Array, kernel: Array, axes: int, dtype: jnp.dtype | None = 
 def _contract_forward(
     inputs: Array, kernel: Array, axes: int, dtype: jnp.dtype | None
 ) -> tuple[Array, tuple[Array, Array]]:
-    return contract(inputs, kernel, axes, dtype), (inputs, kernel)
+    # Not by `contract` itself: rematerialisation has to see that this is a product.
+    outputs = jnp.tensordot(inputs, kernel, axes, preferred_element_type=dtype)
+    return outputs, (inputs, kernel)
 
 
 def _contract_backward(

@@ -73,6 +73,7 @@ def test_unusable_sizes(size: str, message: str) -> None:
         ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
         ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),
+        ({"remat": "all"}, "remat is 'all'; choose one of none, dots, full"),
     ],
 )
 def test_unusable_settings(settings: dict[str, object], message: str) -> None:

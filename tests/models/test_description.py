@@ -83,6 +83,11 @@ def test_a_description_survives_json() -> None:
     assert ModelDescription.from_json(described.to_json()) == described
 
 
+def test_how_a_run_computed_is_not_kept() -> None:
+    run = ModelDescription(dataclasses.replace(CONFIG, remat="full"), Head.NONE)
+    assert ModelDescription.from_json(run.to_json()) == ModelDescription(CONFIG, Head.NONE)
+
+
 def test_labels_are_needed_where_outputs_have_names() -> None:
     with pytest.raises(UserError, match="names of its labels"):
         ModelDescription(CONFIG, Head.CLASSIFICATION)

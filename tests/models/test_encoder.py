@@ -123,6 +123,68 @@ def test_only_what_is_read_is_given_with_the_same_gradients(
     )
 
 
+def sum_of_sines(
+    config: BertConfig, inputs: tuple[Any, ...], params: dict[str, Any], key: jax.Array
+) -> jax.Array:
+    """Some loss of hidden states at the first positions, with dropout."""
+    positions = np.zeros((len(inputs[0]), 2), np.int32)
+    hidden = Encoder(config).apply(
+        params, *inputs, deterministic=False, positions_BP=positions, rngs={"dropout": key}
+    )
+    return jnp.sum(jnp.sin(hidden))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def differentiate(
+    params: dict[str, Any], inputs: tuple[Any, ...], config: BertConfig
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The loss of two layers and its gradients."""
+    two = jax.tree.map(lambda leaf: leaf[:2], params["params"]["layers"])
+    params = {"params": params["params"] | {"layers": two}}
+    loss = functools.partial(sum_of_sines, config, inputs)
+    return jax.value_and_grad(loss)(params, jax.random.key(1))
+
+
+@pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("full", 1), ("full", 2)])
+def test_rematerialisation_changes_no_loss_and_no_gradient(
+    remat: str, unroll: int, params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    plain = dataclasses.replace(CONFIG, layers=2, unroll=unroll)
+    params = nn.unbox(params)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5),
+        differentiate(params, inputs, dataclasses.replace(plain, remat=remat)),
+        differentiate(params, inputs, plain),
+    )
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_rematerialisation_keeps_less_for_the_backward_pass(
+    unroll: int, params: dict[str, Any], inputs: tuple[np.ndarray, ...]
+) -> None:
+    def kept_bytes(remat: str) -> int:
+        config = dataclasses.replace(CONFIG, unroll=unroll, remat=remat)
+        loss = functools.partial(sum_of_sines, config, inputs)
+        _, backward = jax.eval_shape(
+            lambda params: jax.vjp(loss, params, jax.random.key(1)), nn.unbox(params)
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    assert kept_bytes("full") < kept_bytes("dots") < kept_bytes("none")
+
+
+def test_rematerialisation_takes_less_memory_as_the_compiler_counts(params: dict[str, Any]) -> None:
+    ids = np.zeros((32, 16), np.int32)
+    inputs = (ids, ids, np.full(32, 16))
+
+    def temporary_bytes(remat: str) -> int:
+        loss = functools.partial(sum_of_sines, dataclasses.replace(CONFIG, remat=remat), inputs)
+        gradient = jax.jit(jax.grad(loss)).lower(nn.unbox(params), jax.random.key(1))
+        return gradient.compile().memory_analysis().temp_size_in_bytes
+
+    assert 2 * temporary_bytes("full") < 1.5 * temporary_bytes("dots") < temporary_bytes("none")
+
+
 def test_unrolled_layers_drop_different_elements(inputs: tuple[np.ndarray, ...]) -> None:
     """Equal layers that add nothing but dropped ones: the last mask differs from those before."""
     config = dataclasses.replace(CONFIG, layers=2, unroll=2, hidden_dropout=0.5)
