@@ -152,13 +152,15 @@ def evaluate_checkpoint(
         elif examples is not None:
             raise UserError(f"a run of {config.task!r} is scored whole; leave --examples out")
         _choose_data(config, split, data)
+        if "attention" in config.get("model", {}):
+            config.model.attention = "xla"  # any device will do, whatever the run was made for
         task = load_task(config, Start(record.assets, record.identity, trains=False))
         if task.identity() != record.identity:
             raise UserError(
                 f"the data of {workdir} have changed since step {step}: they were "
                 f"{record.identity} and are {task.identity()}"
             )
-        # Any device will do, however many the run had.
+        # However many devices the run had.
         mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
         phase = task.phase_at(step)
         size = phase.batch_size if batch_size is None else batch_size

@@ -23,6 +23,7 @@ from bert_jax.command_line import parse_config_flags, run
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
 from bert_jax.models.freezing import FreezeOptions, trainable
+from bert_jax.models.fused_attention import check_platform
 from bert_jax.models.reinitialisation import reinitialise_top_layers
 from bert_jax.pretrained import Pretrained, load
 from bert_jax.tasks.base import (
@@ -288,6 +289,8 @@ def _check_settings(
         value = functools.reduce(operator.getitem, key.split("."), config)
         if value < lowest:
             raise UserError(f"--config.{key}={value} must be at least {lowest}")
+    attention = config.get("model", {}).get("attention", "xla")
+    check_platform(attention, mesh.devices.flat[0].platform)
     parts = batch_shards(mesh) * config.accumulation_steps
     for phase in phases:
         if phase.batch_size % parts:

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from bert_jax.models.adaptation import add_low_rank_update
 from bert_jax.models.config import BertConfig
+from bert_jax.models.fused_attention import cudnn_attention, splash_attention
 from bert_jax.models.layers import Projection, dropout
 
 Array = jax.Array
@@ -58,6 +59,13 @@ def dot_product_attention(
     return jnp.einsum("BNLS,BSNK->BLNK", probabilities_BNLS, value_BSNK)
 
 
+IMPLEMENTATIONS = {
+    "xla": dot_product_attention,
+    "splash": splash_attention,
+    "cudnn": cudnn_attention,
+}
+
+
 class SelfAttention(nn.Module):
     """Query, key and value projections, attention and output projection of one layer.
 
@@ -101,7 +109,10 @@ class SelfAttention(nn.Module):
             )
         )
         drop = config.attention_dropout > 0.0 and not deterministic
-        context_BLNK = dot_product_attention(
+        # Of few queries the scores are few, and a kernel would pad them to its blocks.
+        few = query_BLNK.shape[1] < key_BSNK.shape[1]
+        attend = dot_product_attention if few else IMPLEMENTATIONS[config.attention]
+        context_BLNK = attend(
             query_BLNK,
             key_BSNK,
             value_BSNK,

@@ -39,8 +39,11 @@ LORA_TARGETS = (
 # What the backward pass computes again instead of keeping it, from nothing to all of a layer.
 REMATERIALISATIONS = ("none", "dots", "full")
 
+# Implementations of attention: what runs anywhere, and kernels for TPUs and for NVIDIA GPUs.
+ATTENTIONS = ("xla", "splash", "cudnn")
+
 # Fields that say how a run computes, and nothing of the model: they stay out of its description.
-RUN_FIELDS = ("remat",)
+RUN_FIELDS = ("attention", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,9 @@ class BertConfig:
       unroll: layers that one iteration of the compiled loop runs. It changes speed and compile
         time, never the parameters' layout. As many as there are layers also let the last compute
         only what is read; results are the same but for rounding, and for the dropout that is drawn.
+      attention: what computes it: "xla", anywhere; "splash", a kernel for TPUs; or "cudnn", one for
+        NVIDIA GPUs, in bfloat16. The kernels never write the scores to memory, and cannot drop
+        any, so that `attention_dropout` must be 0. Results are the same but for rounding.
       remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
         Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights; or
         "full", everything from the layer's input on. Results are the same but for rounding.
@@ -76,8 +82,8 @@ class BertConfig:
         none.
 
     Raises:
-      UserError: a value is out of range, `width` is not divisible by `heads`, or a target of LoRA
-        is unknown.
+      UserError: a value is out of range, `width` is not divisible by `heads`, a target of LoRA is
+        unknown, or the attention cannot do what the other fields say.
     """
 
     vocabulary_size: int
@@ -93,6 +99,7 @@ class BertConfig:
     initializer_stddev: float = 0.02
     compute_dtype: str = "float32"
     unroll: int = 1
+    attention: str = "xla"
     remat: str = "none"
     lora_rank: int = 0
     lora_alpha: float = 8.0
@@ -131,7 +138,30 @@ class BertConfig:
             raise UserError(
                 f"remat is {self.remat!r}; choose one of {', '.join(REMATERIALISATIONS)}."
             )
+        self._check_attention()
         self._check_adaptation()
+
+    def _check_attention(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise UserError(
+                f"attention is {self.attention!r}; choose one of {', '.join(ATTENTIONS)}."
+            )
+        if self.attention != "xla" and self.attention_dropout:
+            raise UserError(
+                f"attention is {self.attention!r}, which cannot drop probabilities, and "
+                f"attention_dropout is {self.attention_dropout}; set it to 0, or attention to "
+                "'xla'."
+            )
+        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+            raise UserError(
+                f"attention is 'cudnn', which computes in bfloat16 only, and compute_dtype is "
+                f"{self.compute_dtype!r}; set it to 'bfloat16', or attention to 'xla'."
+            )
+        if self.attention == "cudnn" and (self.head_width % 8 or self.head_width > 128):
+            raise UserError(
+                f"attention is 'cudnn', which takes heads of a multiple of 8 up to 128, and they "
+                f"are {self.head_width} wide; set attention to 'xla'."
+            )
 
     def _check_adaptation(self) -> None:
         for name in ("lora_rank", "adapter_width"):

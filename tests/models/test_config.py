@@ -73,6 +73,18 @@ def test_unusable_sizes(size: str, message: str) -> None:
         ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
         ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),
+        ({"attention": "flash"}, "attention is 'flash'; choose one of xla, splash, cudnn"),
+        ({"attention": "splash"}, "attention_dropout is 0.1; set it to 0"),
+        ({"attention": "cudnn", "attention_dropout": 0.0}, "compute_dtype is 'float32'; set it"),
+        (
+            {
+                "attention": "cudnn",
+                "attention_dropout": 0.0,
+                "compute_dtype": "bfloat16",
+                "heads": 32,
+            },
+            "multiple of 8 up to 128, and they are 4 wide",
+        ),
         ({"remat": "all"}, "remat is 'all'; choose one of none, dots, full"),
     ],
 )

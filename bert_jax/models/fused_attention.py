@@ -1,0 +1,194 @@
+"""Attention in one kernel, which never writes its scores to memory: for TPUs, and for NVIDIA GPUs.
+
+Both give what `attention.dot_product_attention` gives, at every query. Neither can drop attention
+probabilities.
+
+Shapes: B batch, L length (of queries), S length (of keys and values), N heads, K head width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax.linen.spmd import logical_to_mesh_axes
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+from jax.sharding import PartitionSpec
+
+from bert_jax.errors import UserError
+
+Array = jax.Array
+
+# Where an implementation runs; those that are not named run anywhere.
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
+
+# The kernel works on blocks of a multiple of a TPU's lanes. BERT's lengths are one block each.
+_LANES = 128
+_LARGEST_BLOCK = 512
+
+
+def check_platform(implementation: str, platform: str) -> None:
+    """Refuses an implementation of attention that cannot run on a platform.
+
+    Args:
+      implementation: a name in `config.ATTENTIONS`.
+      platform: of the devices, as JAX calls it.
+
+    Raises:
+      UserError: it runs elsewhere only.
+    """
+    needed = PLATFORMS.get(implementation, platform)
+    if needed != platform:
+        raise UserError(
+            f"model.attention={implementation} runs on a {needed.upper()}, and the devices of this "
+            f"run are of the platform {platform!r}; set --config.model.attention=xla"
+        )
+
+
+def splash_attention(
+    query_BLNK: Array,
+    key_BSNK: Array,
+    value_BSNK: Array,
+    lengths_B: Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    interpret: bool = False,
+) -> Array:
+    """JAX's Pallas kernel for TPUs, a kind of FlashAttention (Dao et al., arXiv:2205.14135).
+
+    Padding is told to the kernel by segments: queries attend to keys of their own segment, which is
+    that of the real keys. Lengths are padded to a multiple of 128 inside.
+
+    The partitioner of `jit` cannot look into a kernel. In a mesh, each device computes the batch
+    and the heads that the logical axis rules give it; an axis that the mesh does not divide is
+    computed whole everywhere.
+
+    Args:
+      query_BLNK: queries, float32 or bfloat16.
+      key_BSNK: keys.
+      value_BSNK: values.
+      lengths_B: int32, how many leading keys are real. With length 0 the output is finite and means
+        nothing.
+      dropout_rate: must be left out, and so must
+      dropout_key: this.
+      interpret: run the kernel step by step on whatever platform there is, slowly.
+
+    Returns:
+      Array [B, L, N, K] in the queries' type.
+
+    Raises:
+      UserError: there is a key for dropout.
+    """
+    _refuse_dropout("splash", dropout_rate, dropout_key)
+
+    def attend(query_BLNK: Array, key_BSNK: Array, value_BSNK: Array, lengths_B: Array) -> Array:
+        queries, keys, heads = query_BLNK.shape[1], key_BSNK.shape[1], query_BLNK.shape[2]
+        query_BNLK, key_BNSK, value_BNSK = (
+            _pad_length(array).swapaxes(1, 2) for array in (query_BLNK, key_BSNK, value_BSNK)
+        )
+        shape = (query_BNLK.shape[2], key_BNSK.shape[2])
+        block_query, block_key = map(_block_size, shape)
+        kernel = splash_attention_kernel.make_splash_mha(
+            splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask(shape)] * heads),
+            block_sizes=splash_attention_kernel.BlockSizes(
+                block_q=block_query,
+                block_kv=block_key,
+                block_q_dkv=block_query,
+                block_kv_dkv=block_key,
+                # One kernel for all gradients: the scores are computed once.
+                use_fused_bwd_kernel=True,
+            ),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        real_BS = jnp.arange(shape[1]) < jnp.minimum(lengths_B, keys)[:, None]
+        segments = splash_attention_kernel.SegmentIds(
+            q=jnp.ones((len(lengths_B), shape[0]), jnp.int32), kv=real_BS.astype(jnp.int32)
+        )
+        scale = 1 / math.sqrt(query_BLNK.shape[-1])
+        context_BNLK = jax.vmap(kernel)(query_BNLK * scale, key_BNSK, value_BNSK, segments)
+        return context_BNLK.swapaxes(1, 2)[:, :queries]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(query_BLNK, key_BSNK, value_BSNK, lengths_B)
+    batch, heads = (
+        axes if query_BLNK.shape[axis] % _devices(mesh, axes) == 0 else None
+        for axis, axes in zip((0, 2), logical_to_mesh_axes(("batch", "heads")) or (), strict=True)
+    )
+    parts, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch)
+    context_BLNK: Array = jax.shard_map(
+        attend,
+        in_specs=(parts, parts, parts, rows),
+        out_specs=parts,
+        check_vma=False,  # the kernel does not say over which axes its outputs differ
+    )(query_BLNK, key_BSNK, value_BSNK, lengths_B)
+    return context_BLNK
+
+
+def cudnn_attention(
+    query_BLNK: Array,
+    key_BSNK: Array,
+    value_BSNK: Array,
+    lengths_B: Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """cuDNN's fused attention for NVIDIA GPUs, in bfloat16.
+
+    Padding is told by the keys' lengths alone: a mask would become a bias with a gradient of its
+    own, and lengths of queries would zero what padded queries give.
+
+    Args:
+      query_BLNK: queries, bfloat16; K is a multiple of 8 up to 128.
+      key_BSNK: keys.
+      value_BSNK: values.
+      lengths_B: int32, how many leading keys are real. With length 0 the output is finite and means
+        nothing.
+      dropout_rate: must be left out, and so must
+      dropout_key: this.
+
+    Returns:
+      Array [B, L, N, K] in the queries' type.
+
+    Raises:
+      UserError: there is a key for dropout.
+    """
+    _refuse_dropout("cudnn", dropout_rate, dropout_key)
+    context_BLNK: Array = jax.nn.dot_product_attention(
+        query_BLNK,
+        key_BSNK,
+        value_BSNK,
+        key_value_seq_lengths=lengths_B,
+        implementation="cudnn",
+    )
+    return context_BLNK
+
+
+def _refuse_dropout(implementation: str, rate: float, key: Array | None) -> None:
+    if key is not None:
+        raise UserError(
+            f"attention by {implementation} cannot drop probabilities, and attention_dropout is "
+            f"{rate}; set it to 0, or model.attention to xla"
+        )
+
+
+def _pad_length(array_BLNK: Array) -> Array:
+    """Pads the length with zeros to a multiple of a TPU's lanes."""
+    return jnp.pad(array_BLNK, ((0, 0), (0, -array_BLNK.shape[1] % _LANES), (0, 0), (0, 0)))
+
+
+def _block_size(length: int) -> int:
+    """The largest block that divides a padded length."""
+    return max(size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if length % size == 0)
+
+
+def _devices(mesh: jax.sharding.AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts some axes of a mesh divide an array's axis."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
