@@ -35,7 +35,10 @@ def run(tmp_path_factory):
         (directory / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = load_config("configs/classify.py")
     for key, value in {
-        "size": "L1_H64",
+        "size": "L2_H64",
+        # It was trained on a TPU; any device will do here.
+        "model.attention": "splash",
+        "model.attention_dropout": 0.0,
         "vocabulary": directory / "vocab.txt",
         "data.train": directory / "train.jsonl",
         "data.validation": directory / "validation.jsonl",

@@ -134,6 +134,10 @@ def test_a_workdir_is_locked_and_a_finished_run_says_so(tmp_path, run_program, s
         (["--config.data.objective=nps"], "use one of nsp, sop, none"),
         (["--config.task=nothing"], "config.task='nothing' is no task"),
         (["--config.init_from=nowhere"], "nowhere holds no model"),
+        (
+            ["--config.model.attention=splash", "--config.model.attention_dropout=0.0"],
+            "model.attention=splash runs on a TPU",
+        ),
     ],
 )
 def test_wrong_settings_cost_one_line(tmp_path, run_program, small_run, overrides, message):
