@@ -75,6 +75,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             # Few steps and little warm-up: without it, fine-tuning is unstable (Mosbach et al.,
             # arXiv:2006.04884).
             "bias_correction": True,
+            "first_moment_dtype": "float32",  # or bfloat16, in half the bytes
             "clip_norm": 1.0,
             "layer_decay": 1.0,  # 0.95: each layer learns a twentieth slower than the one above
         }

@@ -94,6 +94,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "beta2": 0.999,
             "epsilon": 1e-6,
             "bias_correction": False,
+            "first_moment_dtype": "float32",  # or bfloat16, in half the bytes
             "clip_norm": 1.0,  # 0: no clipping
         }
     )

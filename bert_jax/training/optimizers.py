@@ -18,6 +18,7 @@ from bert_jax.training.transformations import (
 
 NAMES = ("adamw", "lamb", "adafactor")
 SCHEDULES = ("linear", "cosine", "warmup_stable_decay")
+MOMENT_TYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,9 @@ class OptimizerConfig:
       bias_correction: divide AdamW's moments by 1 - beta^step. BERT's optimizer did not, so that is
         the default; the warm-up covers the steps where it matters. LAMB always corrects, as its
         paper does.
+      first_moment_dtype: "float32", or "bfloat16" to keep the first moment of AdamW and LAMB in
+        half the bytes. The second stays float32: with beta2 at 0.999 its decay is too small a
+        change for bfloat16 to hold, so that it would never fall.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
       layer_decay: by how much the learning rate shrinks from each layer to the one below, down from
         the heads; 1 for the same rate everywhere (see `scale_by_layer_decay`).
@@ -61,12 +65,19 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-6
     bias_correction: bool = False
+    first_moment_dtype: str = "float32"
     clip_norm: float = 1.0
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("optimizer name", self.name, NAMES)
         _check_choice("optimizer schedule", self.schedule, SCHEDULES)
+        _check_choice("optimizer first_moment_dtype", self.first_moment_dtype, MOMENT_TYPES)
+        if self.name == "adafactor" and self.first_moment_dtype != "float32":
+            raise UserError(
+                "Optimizer first_moment_dtype is of adamw and lamb, and adafactor keeps no first "
+                "moment; leave it out."
+            )
         ranges = {
             "learning_rate": (0.0, math.inf),
             "warmup_share": (0.0, 1.0),
@@ -128,18 +139,13 @@ def make_optimizer(
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
-    if config.name == "adamw":
-        if config.bias_correction:
-            parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
-        else:
-            parts.append(scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon))
-        parts.append(decay)
-    elif config.name == "lamb":
-        parts += [
-            optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-            decay,
-            scale_by_matrix_trust_ratio(),
-        ]
+    if config.name in ("adamw", "lamb"):
+        corrected = config.bias_correction or config.name == "lamb"
+        adam = optax.scale_by_adam if corrected else scale_by_uncorrected_adam
+        dtype = config.first_moment_dtype
+        parts += [adam(config.beta1, config.beta2, config.epsilon, mu_dtype=dtype), decay]
+        if config.name == "lamb":
+            parts.append(scale_by_matrix_trust_ratio())
     else:
         parts += [
             optax.scale_by_factored_rms(),

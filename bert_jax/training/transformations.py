@@ -61,17 +61,18 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def scale_by_uncorrected_adam(
-    beta1: float, beta2: float, epsilon: float
+    beta1: float, beta2: float, epsilon: float, mu_dtype: str | None = None
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba, arXiv:1412.6980) without bias correction: m / (sqrt(v) + epsilon).
 
-    The state is optax's `ScaleByAdamState`.
+    The arguments and the state are those of `optax.scale_by_adam`, whose `mu_dtype` is the type
+    that m is kept in.
     """
 
     def init(params: PyTree) -> optax.ScaleByAdamState:
         return optax.ScaleByAdamState(
             count=jnp.zeros([], jnp.int32),
-            mu=optax.tree.zeros_like(params),
+            mu=optax.tree.zeros_like(params, dtype=mu_dtype),
             nu=optax.tree.zeros_like(params),
         )
 
@@ -83,6 +84,7 @@ def scale_by_uncorrected_adam(
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, beta2, 2)
         scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
         count = optax.safe_increment(state.count)
+        mu = optax.tree.cast(mu, mu_dtype)
         return scaled, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)

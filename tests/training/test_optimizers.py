@@ -172,6 +172,36 @@ def test_bias_correction_makes_it_optax_adamw() -> None:
     assert not jnp.allclose(uncorrected["kernel"], updates[0]["kernel"])
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"bias_correction": True}, {"name": "lamb"}], ids=["plain", "optax", "lamb"]
+)
+def test_the_first_moment_is_kept_in_half_the_bytes(
+    settings: dict[str, Any], boxed: dict[str, Any]
+) -> None:
+    params = nn.unbox(boxed)
+    rng = np.random.default_rng(2)
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), "f4"), params)
+    states, updates = [], []
+    for dtype in ("float32", "bfloat16"):
+        optimizer, _ = make_optimizer(settings | {"first_moment_dtype": dtype}, total_steps=5)
+        state = optimizer.init(params)
+        for _ in range(2):
+            update, state = jax.jit(optimizer.update)(gradients, state, params)
+        states.append(state)
+        updates.append(update)
+
+    def moment_bytes(state: Any, moment: str) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(optax.tree.get(state, moment)))
+
+    assert moment_bytes(states[1], "mu") * 2 == moment_bytes(states[0], "mu")
+    assert moment_bytes(states[1], "nu") == moment_bytes(states[0], "nu")
+    for ours, theirs in zip(*map(jax.tree.leaves, updates), strict=True):
+        assert ours.dtype == theirs.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, rtol=2**-6, atol=1e-9)
+    # Unless the moment was rounded, nothing was saved.
+    assert not jnp.array_equal(*(jax.tree.leaves(each)[0] for each in updates))
+
+
 def test_clipping_by_the_global_norm() -> None:
     params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
     gradients = {"kernel": jnp.full((2, 2), 6.0), "bias": jnp.full(2, 8.0)}
@@ -340,6 +370,8 @@ def test_config_dicts_are_read() -> None:
         ({"learning_rat": 1}, "key 'learning_rat' .did you mean 'learning_rate'"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"first_moment_dtype": "float16"}, "dtype 'float16'.* choose one of float32, bfloat16"),
+        ({"first_moment_dtype": "bfloat16", "name": "adafactor"}, "keeps no first moment"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
         ({"layer_decay": 1.1}, "layer_decay is 1.1"),
         ({"warmup_steps": 101}, "warmup_steps is 101.* 100 steps"),

@@ -1,6 +1,7 @@
 """Updates of models that are frozen in part, with every optimizer."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from bert_jax.models.config import BertConfig
 from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.freezing import FreezeOptions, trainable
 from bert_jax.models.losses import cross_entropy_sum
+from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.metrics import Ratio
 from bert_jax.training.optimizers import NAMES, make_optimizer
 from bert_jax.training.partition import count_trainable, split, trained_part
@@ -157,6 +159,33 @@ def test_accumulation_equals_the_large_batch(case: str) -> None:
     # Adam divides small gradients by their own size, and rounding with them: so the moments.
     moments = (optax.tree.get(each[0].optimizer_state, "mu") for each in (whole, parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), *moments)
+
+
+def test_a_first_moment_in_bfloat16_learns_and_goes_on_exactly(tmp_path: Path) -> None:
+    task = Classification()
+    settings = {"learning_rate": 0.01, "warmup_steps": 0, "first_moment_dtype": "bfloat16"}
+    optimizer, schedule = make_optimizer(settings, total_steps=20)
+    abstract = abstract_state(task.initialise, optimizer, make_mesh(MESH))
+    step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(1)))
+
+    def train(state: TrainState, steps: int) -> tuple[TrainState, list[float]]:
+        losses = []
+        for _ in range(steps):
+            state, report = step(state, BATCH)
+            losses.append(float(report["loss"].total / report["loss"].weight))
+        return state, losses
+
+    state = initial_state(task.initialise, optimizer, abstract, jax.random.key(0))
+    half, first_losses = train(state, 10)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(half, RunRecord(10, {}, {}, {}, {}, []))
+        checkpoints.committed()
+        restored = checkpoints.restore(10, abstract)
+    whole, losses = train(half, 10)
+    again, same_losses = train(restored, 10)
+    assert losses == same_losses
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert losses[-1] < 0.5 * first_losses[0]
 
 
 def test_the_norm_is_that_of_what_is_trained() -> None:
