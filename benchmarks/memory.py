@@ -3,12 +3,15 @@
     python benchmarks/memory.py [--lengths 128 512] [--settings KEY=VALUE,...] [--output FILE]
 
 The real training step (the recipe with its settings) is compiled for the local device at two batch
-sizes. Its memory grows linearly with the batch, and the table extrapolates to the memories in its
-head; nothing in it was run. Another device's compiler plans otherwise, so take it as a guide.
+sizes. Its memory grows linearly with the batch, once activations outweigh gradients (with
+`model.remat` that takes more sequences: `--batches 128 256`), and the table extrapolates to the
+memories in its head; nothing in it was run. Another device's compiler plans otherwise, so take it
+as a guide.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512])
+    parser.add_argument(
+        "--batches", nargs=2, type=int, default=BATCHES, help="the sizes that are compiled"
+    )
     parser.add_argument("--settings", default="", help="keys of the recipe: model.remat=full,...")
     parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
     arguments = parser.parse_args()
@@ -47,7 +53,7 @@ def main() -> None:
     print("|---|---|---|---|" + "---|" * len(MEMORIES_GIB))
     for size in arguments.sizes:
         for length in arguments.lengths:
-            row = measure(size, length, arguments.settings, mesh)
+            row = measure(size, length, arguments.batches, arguments.settings, mesh)
             rows.append(row)
             fits = "".join(f" {row['fits'][m]:,} |" for m in MEMORIES_GIB)
             state = f"{row['state_bytes'] / GIB:.2f} GiB"
@@ -56,7 +62,9 @@ def main() -> None:
         arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(size: str, length: int, settings: str, mesh: Mesh) -> dict[str, Any]:
+def measure(
+    size: str, length: int, batches: Sequence[int], settings: str, mesh: Mesh
+) -> dict[str, Any]:
     """Memory of one step at two batch sizes, and what follows for larger memories."""
     config = load_config(f"{PRETRAIN}:{size}" + (f",{settings}" if settings else ""))
     config.docs.vocabulary_size = VOCABULARY_SIZE
@@ -67,7 +75,7 @@ def measure(size: str, length: int, settings: str, mesh: Mesh) -> dict[str, Any]
     state = abstract_state(task.initialise, optimizer, mesh)
     step = make_train_step(task, optimizer, schedule, jax.random.key(0))
     used = []
-    for batch_size in BATCHES:
+    for batch_size in batches:
         batch = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh))
             for name, array in task.training_batch(0, slice(0, batch_size)).items()
@@ -76,8 +84,8 @@ def measure(size: str, length: int, settings: str, mesh: Mesh) -> dict[str, Any]
             compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         memory = compiled.memory_analysis()
         used.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
-    each = (used[1] - used[0]) / (BATCHES[1] - BATCHES[0])
-    fixed = used[0] - BATCHES[0] * each
+    each = (used[1] - used[0]) / (batches[1] - batches[0])
+    fixed = used[0] - batches[0] * each
     return {
         "size": size,
         "length": length,
