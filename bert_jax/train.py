@@ -7,13 +7,10 @@ and saved, run it again to go on; 130 stopped by Ctrl-C and saved; 2 the input c
 """
 
 import contextlib
-import functools
 import json
-import operator
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,8 +19,6 @@ import ml_collections
 from bert_jax.command_line import parse_config_flags, run
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
-from bert_jax.models.freezing import FreezeOptions, trainable
-from bert_jax.models.fused_attention import check_platform
 from bert_jax.models.reinitialisation import reinitialise_top_layers
 from bert_jax.pretrained import Pretrained, load
 from bert_jax.tasks.base import (
@@ -35,6 +30,7 @@ from bert_jax.tasks.base import (
     training_batches,
     validation_batches,
 )
+from bert_jax.tasks.program import Program, make_program
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.continuation import changes, check_resumable
 from bert_jax.training.early_stopping import EarlyStopping
@@ -44,7 +40,6 @@ from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.training.metrics import Sums
 from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
-from bert_jax.training.optimizers import make_optimizer
 from bert_jax.training.plan import describe_run, describe_step
 from bert_jax.training.preemption import Preemption
 from bert_jax.training.processes import (
@@ -60,10 +55,10 @@ from bert_jax.training.processes import (
 from bert_jax.training.progress import Progress
 from bert_jax.training.report import write_report
 from bert_jax.training.result import RESULT, find_result, write_result
-from bert_jax.training.sharding import ACTIVATION_RULES, batch_shards, make_mesh, to_global
+from bert_jax.training.sharding import ACTIVATION_RULES, make_mesh, to_global
 from bert_jax.training.speed import SpeedMeter
-from bert_jax.training.state import TrainState, abstract_state, initial_state
-from bert_jax.training.step import make_evaluation_step, make_train_step
+from bert_jax.training.state import initial_state
+from bert_jax.training.step import make_evaluation_step
 from bert_jax.training.transplant import transplant
 from bert_jax.training.workdir import CONFIG, REPORT, Workdir, write_config
 
@@ -114,11 +109,8 @@ def _train(
             origin = load(config.init_from, mesh=mesh)
         task = load_task(config, _start(previous, origin))
         config = task.config
-        _check_settings(config, task.phases, mesh)
-        optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
-        freeze = FreezeOptions.from_mapping(config.get("freeze", {}))
-        masking = functools.partial(trainable, options=freeze)
-        abstract = abstract_state(task.initialise, optimizer, mesh, masking)
+        program = make_program(task, mesh)
+        masking, abstract = program.masking, program.state
         record = RunRecord(
             step=0,
             config=config.to_dict(),
@@ -132,7 +124,7 @@ def _train(
         notes: list[str] = []
         if resumed_at is None or previous is None:
             key = jax.random.fold_in(jax.random.key(config.seed), 0)
-            state = initial_state(task.initialise, optimizer, abstract, key, masking)
+            state = initial_state(task.initialise, program.optimizer, abstract, key, masking)
             if origin is not None:
                 adopted = task.adopt(origin.params)
                 params, told = transplant(state.params, adopted, config.init_from)
@@ -166,15 +158,6 @@ def _train(
             progress.note(note)
 
         # --- Train. Between two steps the state is whole: that is when anything else happens. ---
-        dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
-        train_step = jax.jit(
-            make_train_step(
-                task, optimizer, schedule, dropout_key, config.accumulation_steps, masking
-            ),
-            donate_argnums=0,
-            # Left to itself, the partitioner may lay a parameter out otherwise than it came in.
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
-        )
         evaluation_step = jax.jit(make_evaluation_step(task))
         meter = SpeedMeter(_peak_flops(mesh))
         monitor = Monitor(
@@ -227,7 +210,7 @@ def _train(
             flops = None if length is None else task.flops_per_token(length)
             if shapes not in compiled:
                 monitor.catch_up()
-                compiled[shapes] = _compile(train_step, state, batch, length, flops, progress)
+                compiled[shapes] = _compile(program, mesh, batch, length, flops, progress)
                 meter.restart()
             state, sums = compiled[shapes](state, batch)
             step += 1
@@ -280,27 +263,6 @@ def _evaluation_is_due(step: int, is_last: bool, phase: Phase, task: Task, log: 
     return not validated and task.validation_size(phase) > 0
 
 
-def _check_settings(
-    config: ml_collections.ConfigDict, phases: Sequence[Phase], mesh: jax.sharding.Mesh
-) -> None:
-    least = {"total_steps": 1, "batch_size": 1, "log_every_steps": 1, "accumulation_steps": 1}
-    least |= {"evaluate_every_steps": 0, "checkpoint_every_steps": 0, "checkpoints.keep_last": 1}
-    for key, lowest in least.items():
-        value = functools.reduce(operator.getitem, key.split("."), config)
-        if value < lowest:
-            raise UserError(f"--config.{key}={value} must be at least {lowest}")
-    attention = config.get("model", {}).get("attention", "xla")
-    check_platform(attention, mesh.devices.flat[0].platform)
-    parts = batch_shards(mesh) * config.accumulation_steps
-    for phase in phases:
-        if phase.batch_size % parts:
-            raise UserError(
-                f"a batch of {phase.batch_size} does not divide into {batch_shards(mesh)} parts of "
-                f"the mesh (data × fsdp) times {config.accumulation_steps} accumulation steps; "
-                f"set --config.batch_size to a multiple of {parts}"
-            )
-
-
 def _start(previous: RunRecord | None, origin: Pretrained | None) -> Start:
     """What the task begins with: its own last checkpoint before anything else."""
     if previous is not None:
@@ -344,8 +306,8 @@ def _log_validation(
 
 
 def _compile(
-    train_step: Any,
-    state: TrainState,
+    program: Program,
+    mesh: jax.sharding.Mesh,
     batch: dict[str, jax.Array],
     length: int | None,
     flops_per_token: float | None,
@@ -353,7 +315,7 @@ def _compile(
 ) -> jax.stages.Compiled:
     """Compiles the step for a batch's shapes and says what it costs."""
     started = time.perf_counter()
-    compiled = train_step.lower(state, batch).compile()
+    compiled = program.compile(batch, mesh)
     seconds = time.perf_counter() - started
     examples = len(next(iter(batch.values())))
     positions = batch["token_ids"].size if length else 0

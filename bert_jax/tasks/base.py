@@ -106,6 +106,10 @@ class Task(abc.ABC):
     def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         """The given rows of the global batch of the update that follows ``step`` updates."""
 
+    def example_shapes(self, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
+        """One example of a phase's batches, without data; the longest where lengths differ."""
+        return shapes_of_examples(self.training_batch(phase.first_step, slice(0, 1)))
+
     @abc.abstractmethod
     def validation_size(self, phase: Phase) -> int:
         """How many validation examples there are; none means that nothing is evaluated."""
@@ -186,6 +190,13 @@ class Task(abc.ABC):
     def samples(self, params: Any) -> Sequence[SamplePrediction]:
         """A few predictions on validation examples, for the report."""
         return ()
+
+
+def shapes_of_examples(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of one example of a batch."""
+    return {
+        name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in batch.items()
+    }
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> tuple[slice, ...]:

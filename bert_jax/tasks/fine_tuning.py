@@ -24,7 +24,7 @@ from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
 from bert_jax.models.description import ASSET, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
-from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
+from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task, shapes_of_examples
 from bert_jax.training.plan import format_bytes
 from bert_jax.training.processes import is_first, to_host
 
@@ -76,8 +76,10 @@ class FineTuning(Task):
             if config.total_steps == 0:
                 steps = round(config.epochs * len(training) / config.batch_size)
                 config.total_steps = max(1, steps)
-            choices = choose_lengths(training.lengths, longest)
-            self._plan = BucketPlan(training.lengths, choices, config.batch_size, config.seed)
+            self._training_lengths = choose_lengths(training.lengths, longest)
+            self._plan = BucketPlan(
+                training.lengths, self._training_lengths, config.batch_size, config.seed
+            )
         # Long rows come last, so that a batch holds rows of about the same length.
         self._order = np.argsort(self._validation.lengths, kind="stable")
         self._validation_lengths = choose_lengths(self._validation.lengths, longest)
@@ -110,6 +112,12 @@ class FineTuning(Task):
         """The given rows of the global batch of the update that follows ``step`` updates."""
         numbers, length = self._plan.batch(step)
         return self._batch(self._training, numbers[rows], length)
+
+    def example_shapes(self, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a row of the longest batches."""
+        longest = np.argmax(self._training.lengths, keepdims=True)
+        batch = self._batch(self._training, longest, self._training_lengths[-1])
+        return shapes_of_examples(batch)
 
     def validation_size(self, phase: Phase) -> int:
         """All validation rows."""

@@ -1,7 +1,7 @@
 """Where arrays live: the device mesh, and the one table from logical axes to mesh axes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,25 +34,27 @@ BATCH_AXES = ("data", "fsdp")
 ACTIVATION_RULES = (("batch", BATCH_AXES), ("length", None), *RULES.items())
 
 
-def make_mesh(shape: Mapping[str, int]) -> Mesh:
-    """Builds the (data, fsdp, tensor) mesh over all devices.
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the (data, fsdp, tensor) mesh over devices.
 
     Args:
       shape: size of each mesh axis; one of them may be -1, for all devices that are left.
+      devices: to build it over; by default all of the run's.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = [shape[axis] for axis in MESH_AXES]
     described = ", ".join(f"mesh.{axis}={shape[axis]}" for axis in MESH_AXES)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(f"{described}: each size must be at least 1, and only one may be -1")
-    if -1 in sizes and devices % (known := -math.prod(sizes)) == 0:
-        sizes[sizes.index(-1)] = devices // known
-    if math.prod(sizes) != devices:
-        raise UserError(f"{described} does not fit the {devices} devices of this run")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    if -1 in sizes and count % (known := -math.prod(sizes)) == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count:
+        raise UserError(f"{described} does not fit the {count} devices of this run")
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

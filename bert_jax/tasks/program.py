@@ -1,0 +1,110 @@
+"""What a task's run compiles: its update, with the optimizer and the state that it changes.
+
+``bert_jax.train`` compiles it for real batches, ``bert_jax.plan`` for abstract ones.
+"""
+
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from bert_jax.errors import UserError
+from bert_jax.models.freezing import FreezeOptions, trainable
+from bert_jax.models.fused_attention import check_platform
+from bert_jax.tasks.base import Phase, Task
+from bert_jax.training.optimizers import make_optimizer
+from bert_jax.training.partition import Masking
+from bert_jax.training.sharding import ACTIVATION_RULES, batch_sharding, batch_shards
+from bert_jax.training.state import TrainState, abstract_state
+from bert_jax.training.step import make_train_step
+
+
+class Program(NamedTuple):
+    """The update of a run.
+
+    Attributes:
+      optimizer: the optimizer.
+      masking: says which parameters are trained.
+      state: shapes, dtypes and shardings of the state.
+      step: the jitted ``(state, batch) -> (state, sums)``, which takes over the state's memory.
+    """
+
+    optimizer: optax.GradientTransformation
+    masking: Masking
+    state: TrainState
+    step: Any
+
+    def compile(
+        self, batch: Mapping[str, Any], mesh: Mesh, options: Mapping[str, Any] | None = None
+    ) -> jax.stages.Compiled:
+        """Compiles the step for a batch's shapes: for the mesh's devices, which may not be here.
+
+        Args:
+          batch: global arrays, real or abstract, with their shardings.
+          mesh: the mesh that the program was made for.
+          options: of XLA's compiler.
+        """
+        with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
+            return self.step.lower(self.state, batch).compile(options and dict(options))
+
+
+def make_program(task: Task, mesh: Mesh) -> Program:
+    """Makes the update of a task's run.
+
+    Args:
+      task: the task, whose config says how it is trained.
+      mesh: the devices to train on.
+
+    Raises:
+      UserError: the config cannot be used, or the mesh does not divide a batch or a parameter.
+    """
+    config = task.config
+    _check_settings(config, task, mesh)
+    optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
+    freeze = FreezeOptions.from_mapping(config.get("freeze", {}))
+    masking = functools.partial(trainable, options=freeze)
+    state = abstract_state(task.initialise, optimizer, mesh, masking)
+    dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 makes the parameters
+    step = jax.jit(
+        make_train_step(task, optimizer, schedule, dropout_key, config.accumulation_steps, masking),
+        donate_argnums=0,
+        # Left to itself, the partitioner may lay a parameter out otherwise than it came in.
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
+    )
+    return Program(optimizer, masking, state, step)
+
+
+def abstract_batch(
+    task: Task, phase: Phase, batch_size: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a phase's largest global batch, of so many examples."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype, sharding=sharding)
+        for name, one in task.example_shapes(phase).items()
+    }
+
+
+def _check_settings(config: ml_collections.ConfigDict, task: Task, mesh: Mesh) -> None:
+    least = {"total_steps": 1, "batch_size": 1, "log_every_steps": 1, "accumulation_steps": 1}
+    least |= {"evaluate_every_steps": 0, "checkpoint_every_steps": 0, "checkpoints.keep_last": 1}
+    for key, lowest in least.items():
+        value = functools.reduce(operator.getitem, key.split("."), config)
+        if value < lowest:
+            raise UserError(f"--config.{key}={value} must be at least {lowest}")
+    attention = config.get("model", {}).get("attention", "xla")
+    check_platform(attention, mesh.devices.flat[0].platform)
+    parts = batch_shards(mesh) * config.accumulation_steps
+    for phase in task.phases:
+        if phase.batch_size % parts:
+            raise UserError(
+                f"a batch of {phase.batch_size} does not divide into {batch_shards(mesh)} parts of "
+                f"the mesh (data × fsdp) times {config.accumulation_steps} accumulation steps; "
+                f"set --config.batch_size to a multiple of {parts}"
+            )
