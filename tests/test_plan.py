@@ -1,0 +1,178 @@
+"""Plans: mistakes, the same step as training compiles, and the compiler for TPUs."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from bert_jax.errors import UserError
+from bert_jax.plan import main
+from bert_jax.training.footprint import ROUND_NUMBERS
+from bert_jax.training.topology import GIB
+
+PRETRAIN = ("--config", "configs/pretrain.py:L1_H64")
+VOCABULARY = ("--vocabulary_size", "1000")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--topology", "v9:2x2"], "--topology 'v9:2x2' is unknown; give a slice such as v5e:2x2"),
+        (["--topology", "v5e-16"], "--topology 'v5e-16' is unknown"),
+        (
+            ["--topology", "v4:2x2"],
+            "v4 slices have 3 dimensions and 1 to 4096 chips, such as v4:2x2x2",
+        ),
+        (["--topology", "v5e:0x2"], "v5e slices have 2 dimensions and 1 to 256 chips"),
+        (["--topology", "v6e:32x16"], "v6e slices have 2 dimensions and 1 to 256 chips"),
+        (["--config.mesh.fsdp=3"], "mesh.data=-1, mesh.fsdp=3, mesh.tensor=1 does not fit the 1 "),
+        (["--config.accumulation_steps=3"], "set --config.batch_size to a multiple of 3"),
+        ([], "the memory of 'cpu' is not known; give it with --hbm_gib, or --no_search"),
+        (["--mfu", "0"], "--mfu 0.0 must be above 0"),
+        (["--batch_per_chip", "-1"], "--batch_per_chip -1 must be above 0"),
+        (["--vocabulary_size", "3"], "a vocabulary of 3 tokens has no room for words"),
+        (["--topologies", "v5e:2x2"], "did you mean --topology?"),
+        (["--config.corpus=nowhere"], "There is no corpus at nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_told(flags, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        main([*PRETRAIN, *flags])
+
+
+def test_a_vocabulary_size_is_of_pretraining_only():
+    with pytest.raises(UserError, match="--vocabulary_size is of pretraining from random weights"):
+        main(["--config", "configs/glue.py:sst2", "--vocabulary_size", "1000"])
+
+
+def test_without_libtpu(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'bert_jax\[tpu\]' brings it"):
+        main([*PRETRAIN, "--topology", "v5e:2x2"])
+
+
+@pytest.fixture
+def plan(run_program):
+    """Runs ``bert_jax.plan --json``: (*arguments, devices=1) -> the object."""
+
+    def run(*arguments, **keywords):
+        finished = run_program("plan", *arguments, "--json", **keywords)
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout)
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_step_is_the_one_that_training_compiles(run_program, plan, small_run, tmp_path):
+    arguments = small_run(tmp_path, "--config.mesh.fsdp=4", "--config.total_steps=1")
+    trained = run_program("train", *arguments, devices=8)
+    assert trained.returncode == 0, trained.stderr
+    place = arguments.index("--workdir")
+    planned = plan(*arguments[:place], *arguments[place + 2 :], "--no_search", devices=8)
+    assert planned["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    (phase,) = planned["phases"]
+    memory = phase["memory_bytes_per_chip"]
+    told = re.search(r"([\d.]+) MiB of arguments and ([\d.]+) MiB of temporaries", trained.stderr)
+    assert f"{memory['arguments'] / 2**20:.3g}" == told[1]
+    assert f"{memory['temporaries'] / 2**20:.3g}" == told[2]
+    assert f"{phase['flops_per_chip'] / 1e9:.1f} GFLOP a device" in trained.stderr
+
+
+def planned_here(capsys, *arguments):
+    assert main([*PRETRAIN, *VOCABULARY, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_largest_batch_is_searched_without_a_corpus(capsys):
+    flags = ("--config.data.max_length=32", "--hbm_gib", "0.05", "--batch_per_chip")
+    searched = planned_here(capsys, *flags, "256")
+    assert searched["vocabulary_of_stand_in"] == 1000
+    largest = searched["phases"][0]["largest_batch_size"]
+    larger = ROUND_NUMBERS[ROUND_NUMBERS.index(largest) + 1]
+    assert searched["phases"][0]["fits"] and largest > 256
+    (phase,) = planned_here(capsys, *flags, str(larger), "--no_search")["phases"]
+    assert not phase["fits"] and phase["memory_bytes_per_chip"]["left"] < 0
+
+
+@pytest.mark.slow
+def test_a_phase_each_and_the_time_at_an_mfu(capsys):
+    flags = ("--no_search", "--peak_tflops", "2", "--mfu", "0.5", "--config.batch_size=8")
+    settings = ("second_phase.share=0.1", "second_phase.max_length=64", "data.max_length=32")
+    planned = planned_here(capsys, *flags, *(f"--config.{setting}" for setting in settings))
+    first, second = planned["phases"]
+    assert (first["description"], second["description"]) == ("length 32", "length 64")
+    assert first["compute_seconds"] == pytest.approx(first["flops_per_chip"] / 1e12)
+    assert second["flops_per_chip"] > first["flops_per_chip"]
+
+
+# What the compiler for TPUs makes of real sizes. Its least effort does as well for these.
+TPU = ("--vocabulary_size", "30522", "--no_search", "--quick")
+WORD_TABLE = {"base": 30592 * 768 * 4, "large": 30592 * 1024 * 4}
+LAYER = {"base": 7_087_872 * 4, "large": 12_596_224 * 4}
+HBM_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+
+
+@pytest.fixture
+def plan_on(plan):
+    """Plans for a slice: (size, topology, data=, fsdp=) -> the object and its only phase."""
+
+    def run(size, topology, *, data, fsdp):
+        mesh = (f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}")
+        planned = plan(
+            *("--config", f"configs/pretrain.py:{size}", "--topology", topology),
+            *(*TPU, *mesh, "--batch_per_chip", "8"),
+        )
+        assert planned["devices"] == data * fsdp
+        (phase,) = planned["phases"]
+        assert phase["fits"]
+        hbm = planned["hbm_bytes_per_chip"]
+        assert hbm == int(HBM_GIB[topology.partition(":")[0]] * GIB)
+        memory = phase["memory_bytes_per_chip"]
+        assert memory["left"] == hbm - memory["used"] > 0
+        assert planned["peak_flops_per_chip"] is not None
+        return planned, phase
+
+    return run
+
+
+def bytes_of_state(planned):
+    """AdamW has two moments of each parameter; all are float32."""
+    return 12 * planned["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "size, topology, chips", [("base", "v5e:2x2", 4), ("base", "v6e:16x16", 256)]
+)
+def test_data_parallelism_reduces_gradients_and_nothing_else(plan_on, size, topology, chips):
+    planned, phase = plan_on(size, topology, data=chips, fsdp=1)
+    assert phase["collectives"].keys() == {"all-reduce"}
+    # The word table's gradient is reduced twice: as the embeddings' and as the decoder's.
+    expected = 4 * planned["parameters"] + WORD_TABLE[size]
+    assert phase["collectives"]["all-reduce"]["bytes"] == pytest.approx(expected, rel=1e-3)
+    assert planned["state_bytes_per_chip"] == pytest.approx(bytes_of_state(planned), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "size, topology, data, fsdp",
+    [
+        ("base", "v4:2x2x1", 1, 4),
+        ("base", "v5p:2x2x2", 2, 4),
+        ("large", "v5e:16x16", 16, 16),
+    ],
+)
+def test_fsdp_moves_a_layer_at_a_time_and_divides_the_state(plan_on, size, topology, data, fsdp):
+    planned, phase = plan_on(size, topology, data=data, fsdp=fsdp)
+    assert {"all-gather", "reduce-scatter"} <= phase["collectives"].keys()
+    # Larger than a layer is only the word table; little else may be combined with it.
+    assert WORD_TABLE[size] > LAYER[size]
+    assert phase["largest_collective_bytes"] <= 1.01 * WORD_TABLE[size]
+    share = bytes_of_state(planned) / fsdp
+    assert planned["state_bytes_per_chip"] == pytest.approx(share, rel=0.02)
+    # The compiler pads arrays to tiles of 8x128.
+    assert share < phase["memory_bytes_per_chip"]["arguments"] < 1.4 * share
