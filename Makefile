@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# The environment is for the CPU. The tests' compiler for TPUs would look for a TPU, and say so.
+export JAX_PLATFORMS = cpu
 
 .PHONY: demo test test-fast lint clean
 

@@ -48,7 +48,8 @@ _HBM = {
 def topology_devices(name: str) -> Sequence[jax.Device]:
     """The chips of a slice, which programs can be compiled for but not run on.
 
-    The process's JAX is set to the CPU, so that no accelerator of this machine is taken.
+    The process's JAX is set to the CPU, so that no accelerator of this machine is taken, and keeps
+    no cache of compiled programs.
 
     Args:
       name: chip and shape, such as ``v5e:16x16``.
@@ -74,6 +75,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
             "pip install 'bert_jax[tpu]' brings it (libtpu)"
         )
     jax.config.update("jax_platforms", "cpu")
+    # A program for chips that are not here cannot be loaded from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     # What libtpu asks of a TPU machine's environment; and it locks out a second process, which
     # matters to those that run programs only. It reads these when it is loaded, below.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
