@@ -123,7 +123,7 @@ SLICES = {
     ("large", "v5e:16x16"): {"data": 16, "fsdp": 16},
 }
 WIDTH = {"base": 768, "large": 1024}
-HBM_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+HBM_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.25}
 PLANS = "import sys; from bert_jax.plan import main; [main(line.split()) for line in sys.stdin]"
 
 

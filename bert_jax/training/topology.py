@@ -40,7 +40,7 @@ _CHIPS = {
 _HBM = {
     "TPU v4": 30.75 * GIB,
     "TPU v5 lite": 15.75 * GIB,
-    "TPU v5": 95.74 * GIB,
+    "TPU v5": 95.73 * GIB,
     "TPU v6 lite": 31.25 * GIB,
 }
 
