@@ -295,9 +295,6 @@ def summary(corpus: Corpus, model: str | None = None) -> str:
     directory = os.fspath(corpus.directory)
     name = os.path.basename(os.path.normpath(directory))
     lines.append(f"wrote {directory}; next:")
-    if is_remote(directory):
-        lines[-1] = f"wrote {directory}; next, where it is copied to data/{name} on a disk:"
-        directory = f"data/{name}"
     recipe = (
         f"pretrain.py:base,corpus={directory}" if model is None else f"adapt.py:corpus={directory}"
     )

@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from bert_jax.data.corpus import open_corpus
+from bert_jax.data.corpus_copy import ensure_copy
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 from bert_jax.data.text_files import find_files
 from bert_jax.errors import UserError
@@ -62,7 +63,7 @@ def test_files_of_a_store_are_found(store):
 
 
 @pytest.mark.parametrize("beam_runner", [None, "DirectRunner"])
-def test_a_corpus_in_a_store(store, tmp_path, beam_runner):
+def test_a_corpus_in_a_store(store, tmp_path, monkeypatch, beam_runner):
     if beam_runner:
         pytest.importorskip("apache_beam")
     for name in ("one/a.jsonl", "one/deep/b.txt"):
@@ -81,14 +82,18 @@ def test_a_corpus_in_a_store(store, tmp_path, beam_runner):
     assert remote.fingerprint == local.fingerprint
     assert os.fspath(remote.directory) == "gs://corpora/mine"
     assert store.ls("gs://corpora", detail=False) == ["/corpora/mine"], "nothing half-made stays"
-    assert "corpus=data/mine --workdir runs/mine" in summary(remote)
-    with pytest.raises(UserError, match="copy the directory to a disk"):
+    assert "corpus=gs://corpora/mine --workdir runs/mine" in summary(remote)
+    with pytest.raises(UserError, match="copies it to a disk"):
         remote.split("train")
-    store.get("gs://corpora/mine", str(tmp_path / "copy"), recursive=True)
-    assert open_corpus(tmp_path / "copy").split("train").lengths.sum() > 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy = ensure_copy("gs://corpora/mine")
+    assert open_corpus(copy).split("train").lengths.sum() > 0
     for written in sorted((tmp_path / "corpus").rglob("*.*_*")):
-        relative = written.relative_to(tmp_path / "corpus")
-        assert (tmp_path / "copy" / relative).read_bytes() == written.read_bytes()
+        assert (
+            copy / written.relative_to(tmp_path / "corpus")
+        ).read_bytes() == written.read_bytes()
+    monkeypatch.setattr(MemoryStore, "get_file", None)
+    assert ensure_copy("gs://corpora/mine") == copy
 
 
 def test_a_store_that_cannot_be_reached(store, monkeypatch):

@@ -116,8 +116,8 @@ class Corpus:
         """
         if is_remote(self.directory):
             raise UserError(
-                f"The corpus {self.directory} is in an object store; copy the directory to a disk "
-                "(gcloud storage cp --recursive, say) and name it there"
+                f"The corpus {self.directory} is in an object store; bert_jax.data.corpus_copy "
+                "copies it to a disk"
             )
         if name not in self._splits:
             raise UserError(

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.corpus_copy import ensure_copy
 from bert_jax.data.documentation_corpus import cached_docs_corpus, ensure_docs_corpus
 from bert_jax.data.examples import ExampleStream
 from bert_jax.data.masking import MaskingOptions, Unit
@@ -26,6 +27,7 @@ from bert_jax.errors import UserError
 from bert_jax.models.description import ASSET, Head, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
+from bert_jax.storage import is_remote
 from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
 from bert_jax.tasks.fill_mask import sample_predictions
@@ -351,6 +353,8 @@ def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:
 def _open(
     part: Part, config: ml_collections.ConfigDict, max_length: int, known: Sequence[str]
 ) -> Corpus:
+    if is_remote(part.corpus):
+        return open_corpus(ensure_copy(part.corpus))
     if part.corpus != "docs":
         return open_corpus(part.corpus)
     # A run keeps its corpus when a package's new version would make another one.
