@@ -15,7 +15,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
     # A run or a Hugging Face directory whose encoder to start from.
     config.init_from = ""
-    # For an encoder with random weights: mini, base, L6_H512...; and a vocab.txt or tokenizer.json.
+    # For an encoder with random weights: mini, base, L6_H512...; and a vocab.txt, a tokenizer.json
+    # or a corpus.
     config.size = ""
     config.vocabulary = ""
 

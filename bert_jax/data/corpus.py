@@ -16,7 +16,7 @@ from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.storage import as_path, is_remote
 
-__all__ = ["ChunkBatch", "Corpus", "Split", "is_corpus", "open_corpus"]
+__all__ = ["ChunkBatch", "Corpus", "Split", "is_corpus", "open_corpus", "read_vocabulary"]
 
 
 class Split:
@@ -175,6 +175,21 @@ def open_corpus(directory: str | Path) -> Corpus:
         f"The corpus {directory} has format {written_version}, this program reads "
         f"{FORMAT_VERSION}; {command} --overwrite"
     )
+
+
+def read_vocabulary(path: Path, lowercase: bool | None = None) -> WordPieceTokenizer:
+    """The vocabulary of a ``vocab.txt``, a ``tokenizer.json`` or a corpus.
+
+    Args:
+      path: the file, or the corpus's directory.
+      lowercase: of a file, as ``WordPieceTokenizer.from_file`` has it.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if path.is_dir():
+        return open_corpus(path).tokenizer
+    return WordPieceTokenizer.from_file(path, lowercase=lowercase)
 
 
 def _data_source(data_set: Path, split: str) -> Any:

@@ -13,7 +13,7 @@ from bert_jax.data.beam import BeamRun
 from bert_jax.data.builder import TRAIN, VALIDATION, BertCorpus, SplitRule
 from bert_jax.data.chunking import Chunker
 from bert_jax.data.chunks import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS, SPECIAL_TOKENS_AROUND_CHUNK
-from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.corpus import Corpus, open_corpus, read_vocabulary
 from bert_jax.data.documentation import Documentation
 from bert_jax.data.documents import Source
 from bert_jax.data.in_parts import InParts
@@ -243,9 +243,7 @@ def _given_tokenizer(
     if isinstance(vocabulary, str):
         path = as_path(vocabulary)
         with store_errors(path):
-            if not path.is_dir():
-                return WordPieceTokenizer.from_file(path, lowercase=lowercase)
-            vocabulary = open_corpus(path).tokenizer
+            vocabulary = read_vocabulary(path, lowercase)
     if lowercase not in (None, vocabulary.lowercase):
         raise UserError(
             f"the given vocabulary is {'uncased' if vocabulary.lowercase else 'cased'}; leave "

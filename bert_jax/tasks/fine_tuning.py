@@ -17,12 +17,14 @@ import numpy as np
 from flax import linen as nn
 
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
+from bert_jax.data.corpus import read_vocabulary
 from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
 from bert_jax.models.description import ASSET, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
+from bert_jax.storage import as_path
 from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task, shapes_of_examples
 from bert_jax.training.plan import format_bytes
@@ -233,7 +235,7 @@ def _tokenizer(config: ml_collections.ConfigDict, start: Start) -> WordPieceToke
     if (tokenizer := start_tokenizer(start)) is not None:
         return tokenizer
     if config.vocabulary:
-        return WordPieceTokenizer.from_file(config.vocabulary)
+        return read_vocabulary(as_path(config.vocabulary))
     raise UserError(
         "there is no encoder to fine-tune; give --config.init_from=DIRECTORY (a run, or a Hugging "
         "Face model), or for one with random weights --config.size and --config.vocabulary"

@@ -9,6 +9,7 @@ from fine_tuning_tasks import initialise, run_evaluation
 from sklearn import metrics
 
 from bert_jax.command_line import load_config, override_config
+from bert_jax.data.corpus import open_corpus
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.tasks.base import Start, load_task
@@ -215,3 +216,8 @@ def test_hidden_values_are_not_scored(make_task, tmp_path):
     for hidden, weight in ((None, 2), (-1.0, 1)):
         task = make_task("regress", data__hidden_label=hidden, **settings)
         assert run_evaluation(task, initialise(task)).sums["loss"].weight == weight
+
+
+def test_the_vocabulary_of_a_corpus_will_do(make_task, corpus_directory):
+    task = make_task(vocabulary=str(corpus_directory))
+    assert task.tokenizer.hash == open_corpus(corpus_directory).tokenizer.hash
