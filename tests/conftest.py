@@ -122,10 +122,10 @@ def start_program(compiled_programs: Path) -> Callable[..., subprocess.Popen[str
 
 @pytest.fixture(scope="session")
 def small_run(corpus_directory: Path) -> Callable[..., Sequence[str]]:
-    """Arguments of a small pretraining run: (workdir, *overrides)."""
+    """Arguments of a small pretraining run: (workdir, *overrides, size="L1_H128")."""
 
-    def arguments(workdir: Path, *overrides: str) -> Sequence[str]:
-        config = f"configs/pretrain.py:L2_H128,corpus={corpus_directory}"
+    def arguments(workdir: Path, *overrides: str, size: str = "L1_H128") -> Sequence[str]:
+        config = f"configs/pretrain.py:{size},corpus={corpus_directory}"
         return ("--config", config, "--workdir", str(workdir), *SMALL, *overrides)
 
     return arguments

@@ -1,5 +1,6 @@
 """Runs in several processes over localhost: what they learn, what they read, and how they end."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -136,32 +137,30 @@ def test_every_process_reads_its_own_rows(
         assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
 
 
-def test_a_signal_to_one_stops_all_and_a_death_ends_all(
-    tmp_path, start_processes, run_program, read_numbers
-):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    toy = ("--config", "tests/toy_task.py", "--config.total_steps=300")
-    assert run_program("train", *toy, "--workdir", str(whole)).returncode == 0
-    command = (*toy, "--workdir", str(parts))
+def test_a_signal_to_one_stops_all_and_a_death_ends_all(tmp_path, start_processes):
+    # The others hear of a signal within a second or so, which is many steps of this task.
+    command = ("--config", "tests/toy_task.py", "--config.total_steps=1_000_000")
+    command = (*command, "--config.evaluate_every_steps=0", "--config.checkpoint_every_steps=0")
+    command = (*command, "--workdir", str(tmp_path))
 
     first, *others = start_processes(4, 1, *command)
     said = kill_at(first, 7, signal.SIGTERM)
     end(others)
     assert [process.returncode for process in (first, *others)] == [EXIT_PREEMPTED] * 4, said
-    assert "stopped and saved at step" in said
+    (saved,) = re.findall(r"stopped and saved at step ([\d,]+)", said)
+    assert (tmp_path / "checkpoints" / saved.replace(",", "")).is_dir()
 
     first, second, third, fourth = start_processes(4, 1, *command)
+    before = []
     for line in first.stdout:
-        if line.startswith("step 250/"):
+        before.append(line)
+        if line.startswith("step "):
             third.kill()
             break
-    said, *rest = end([first, second, fourth])
+    assert any(f"going on from step {saved}" in line for line in before)
+    said = end([first, second, fourth])
     assert all(process.returncode not in (0, None) for process in (first, second, fourth))
-    assert "Where another one failed first" in "".join([said, *rest])
-
-    assert_finished(start_processes(4, 1, *command))
-    for record, wanted in zip(read_numbers(parts), read_numbers(whole), strict=True):
-        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+    assert "Where another one failed first" in "".join(said)
 
 
 def test_who_does_not_come_is_told(tmp_path, start_processes, run_program):

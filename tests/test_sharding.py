@@ -11,7 +11,7 @@ TOLERANCE = 2e-5
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory, run_program, small_run, read_numbers):
     workdir = tmp_path_factory.mktemp("one-device")
-    finished = run_program("train", *small_run(workdir, *STEPS))
+    finished = run_program("train", *small_run(workdir, *STEPS, size="L2_H128"))
     assert finished.returncode == 0, finished.stderr
     return read_numbers(workdir)
 
@@ -36,7 +36,9 @@ def test_losses_do_not_depend_on_the_mesh(
     tmp_path, run_program, small_run, read_numbers, one_device, mesh
 ):
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    finished = run_program("train", *small_run(tmp_path, *STEPS, *overrides), devices=8)
+    finished = run_program(
+        "train", *small_run(tmp_path, *STEPS, *overrides, size="L2_H128"), devices=8
+    )
     assert finished.returncode == 0, finished.stderr
     assert_same(read_numbers(tmp_path), one_device)
 
@@ -47,13 +49,17 @@ def test_a_run_goes_on_with_other_devices(
     half = ("--config.total_steps=6", "--config.evaluate_every_steps=3")
     eight = run_program(
         "train",
-        *small_run(tmp_path, *half, "--config.mesh.fsdp=8", "--config.checkpoint_every_steps=3"),
+        *small_run(
+            tmp_path,
+            *(*half, "--config.mesh.fsdp=8", "--config.checkpoint_every_steps=3"),
+            size="L2_H128",
+        ),
         devices=8,
     )
     assert eight.returncode == 0, eight.stderr
     # Back to step 3, as if the run had been killed there.
     (tmp_path / "checkpoints" / "6").rename(tmp_path / "gone")
-    two = run_program("train", *small_run(tmp_path, *half), devices=2)
+    two = run_program("train", *small_run(tmp_path, *half, size="L2_H128"), devices=2)
     assert two.returncode == 0, two.stderr
     assert "devices 8 -> 2" in two.stderr
     assert_same(read_numbers(tmp_path), one_device)
