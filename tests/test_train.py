@@ -154,7 +154,7 @@ def test_another_architecture_corpus_or_number_is_refused(
     assert run_program("train", *small_run(tmp_path, "--config.total_steps=2")).returncode == 0
     wider = run_program("train", *small_run(tmp_path, "--config.model.feed_forward_width=256"))
     assert wider.returncode == 2
-    assert "encoder/layers/feed_forward/inner/bias is 2×512 there and 2×256 here" in wider.stderr
+    assert "encoder/layers/feed_forward/inner/bias is 1×512 there and 1×256 here" in wider.stderr
     fewer = run_program("train", *small_run(tmp_path, "--config.total_steps=1"))
     assert "is at step 2, past total_steps=1" in fewer.stderr
     corpus = tmp_path / "other-corpus"
