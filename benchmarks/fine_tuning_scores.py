@@ -13,8 +13,8 @@ rows, which choose no checkpoint: there is one evaluation, after the last step.
                   same directory, with the numbers of configs/classify.py (rate, schedule, warm-up,
                   AdamW with its decay, clipping, batch, length); its batches are drawn at random
                   where ours are of about one length, and the last, smaller batch counts as a step
-    lora          configs/classify.py with LoRA on every projection and its own learning rate, the
-                  best of three for SST-2 on one seed, by these same validation rows
+    lora          configs/classify.py with LoRA on every projection, its scale and learning rate the
+                  best of three pairs for SST-2 on one seed, by these same validation rows
     tfidf         TF-IDF of words and pairs of words with logistic regression, whose penalty is
                   chosen by cross-validation on the training rows
 
@@ -262,7 +262,8 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--lora_rank", type=int, default=4)
-    parser.add_argument("--lora_learning_rate", type=float, default=2e-3)
+    parser.add_argument("--lora_alpha", type=float, default=32.0)
+    parser.add_argument("--lora_learning_rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     contestants, seeds = arguments.contestants.split(","), arguments.seeds.split(",")
@@ -292,7 +293,7 @@ def main() -> None:
         "full": {"optimizer.learning_rate": arguments.learning_rate},
         "lora": {
             "model.lora_rank": arguments.lora_rank,
-            "model.lora_alpha": arguments.lora_rank,
+            "model.lora_alpha": arguments.lora_alpha,
             "model.lora_targets": LORA_TARGETS,
             "optimizer.learning_rate": arguments.lora_learning_rate,
         },
