@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,26 +64,23 @@ def store_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def local_file(path: Path) -> Iterator[Path]:
-    """A file on this machine to write: ``path`` itself, or one that is copied there afterwards."""
+def local_place(path: Path) -> Iterator[Path]:
+    """Where to make a file or a directory: ``path``, or a disk, from where it is copied there."""
     if not is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / path.name
         yield local
-        epath.Path(local).copy(path, overwrite=True)
+        copy(local, path)
 
 
-@contextlib.contextmanager
-def local_directory(path: Path) -> Iterator[Path]:
-    """A directory to make on this machine and write files into, like ``local_file``."""
-    if not is_remote(path):
-        yield path
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, or a directory with all that it holds, between disks and object stores."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(source.iterdir()):
+            copy(entry, target / entry.name)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / path.name
-        yield local
-        path.mkdir(exist_ok=True)
-        for file in sorted(local.iterdir()):
-            epath.Path(file).copy(path / file.name, overwrite=True)
+    with epath.Path(source).open("rb") as read, epath.Path(target).open("wb") as written:
+        shutil.copyfileobj(read, written)

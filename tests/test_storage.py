@@ -15,7 +15,9 @@ from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 from bert_jax.data.text_files import find_files
 from bert_jax.errors import UserError
 from bert_jax.prepare import summary
+from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.processes import claim_shared_workdir
+from bert_jax.training.workdir import claim_workdir
 
 
 class MemoryStore(MemoryFileSystem):
@@ -132,6 +134,18 @@ def test_a_working_directory_in_a_store_is_mirrored(store):
     assert store.cat_file("gs://runs/base/tensorboard/events") == b"seen"
     with claim_shared_workdir("gs://runs/base") as workdir:
         assert (workdir.files / "metrics.jsonl").read_text() == "1\n2\n"
+
+
+def test_a_small_file_in_a_store_is_replaced(store):
+    for content in (b"old", b"new"):
+        write_atomically("gs://runs/base/scores.json", content)
+        assert store.cat_file("gs://runs/base/scores.json") == content
+
+
+def test_only_single_runs_are_kept_in_a_store():
+    claimed = claim_workdir("gs://runs/grid")
+    with pytest.raises(UserError, match="gs://runs/grid is in an object store"), claimed:
+        pass
 
 
 def test_a_store_that_refuses_is_told(store, monkeypatch):

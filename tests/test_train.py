@@ -4,12 +4,13 @@ import json
 import signal
 from pathlib import Path
 
+import jax
 import pytest
 from interruption import kill_at
 from toy_task import CircleClassifier
 
 from bert_jax.command_line import load_config
-from bert_jax.train import train
+from bert_jax.train import main, train
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preemption
 from bert_jax.training.workdir import Workdir
@@ -195,6 +196,14 @@ def test_an_unwritable_workdir(tmp_path, run_program):
     assert refused.returncode == 2
     assert "cannot be written" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_program_that_has_used_jax_trains(tmp_path):
+    jax.devices()
+    command = ["--config", "tests/toy_task.py", "--config.total_steps=2", "--workdir"]
+    for name in ("first", "second"):
+        assert main([*command, str(tmp_path / name)]) == 0
+        assert (tmp_path / name / "report.html").exists()
 
 
 def test_told_to_stop_while_it_evaluates(tmp_path, monkeypatch, read_numbers):

@@ -17,7 +17,7 @@ from bert_jax.data.chunks import record_dtype, unpack_records
 from bert_jax.data.parts import Run
 from bert_jax.data.spool import BUCKETS, KeyedRecords, SpooledRecords, select
 from bert_jax.data.tokenizer import WordPieceTokenizer
-from bert_jax.storage import as_path, file_size, local_file
+from bert_jax.storage import as_path, file_size, local_place
 
 FORMAT_VERSION = 1
 FEATURE = "chunk"
@@ -113,7 +113,7 @@ class ShardWriter:
     def __call__(self, shard: Shard) -> None:
         """Writes one shard; holds no more than one bucket of the spool."""
         statistics: list[ShardStatistics] = []
-        with local_file(shard.path) as path:
+        with local_place(shard.path) as path:
             tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(
                 path, self._examples(shard, statistics)
             )
@@ -195,7 +195,7 @@ class SplitStatistics:
     def write_sidecars(self, directory: Path) -> None:
         """Writes chunk lengths and document numbers, in the order of the records."""
         for name, numbers in self._sidecars.items():
-            with local_file(sidecar(directory, self.name, name)) as path:
+            with local_place(sidecar(directory, self.name, name)) as path:
                 np.save(path, numbers)
 
 

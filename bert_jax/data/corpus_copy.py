@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import filelock
-from etils import epath
 
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documentation_corpus import corpus_cache_directory
 from bert_jax.errors import UserError
-from bert_jax.storage import as_path, store_errors
+from bert_jax.storage import as_path, copy, store_errors
 
 
 def ensure_copy(directory: str) -> Path:
@@ -32,31 +31,21 @@ def ensure_copy(directory: str) -> Path:
     with store_errors(directory):
         corpus = open_corpus(directory)
     cache = corpus_cache_directory()
-    copy = cache / f"copy-{corpus.fingerprint[:16]}"
-    if copy.exists():
-        return copy
+    kept = cache / f"copy-{corpus.fingerprint[:16]}"
+    if kept.exists():
+        return kept
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(cache / f"{copy.name}.lock")
+        lock = filelock.FileLock(cache / f"{kept.name}.lock")
         with lock, store_errors(directory):
-            if not copy.exists():
-                partial = cache / f".{copy.name}.partial"
+            if not kept.exists():
+                partial = cache / f".{kept.name}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
-                _copy_files(as_path(directory), partial)
-                partial.rename(copy)
+                copy(as_path(directory), partial)
+                partial.rename(kept)
     except OSError as error:
         raise UserError(
             f"The corpus {directory} cannot be copied to {cache} ({error.strerror or error}); set "
             "XDG_CACHE_HOME to a directory with room for it"
         ) from None
-    return copy
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for entry in source.iterdir():
-        if entry.is_dir():
-            _copy_files(entry, target / entry.name)
-        else:
-            with epath.Path(entry).open("rb") as remote, open(target / entry.name, "wb") as local:
-                shutil.copyfileobj(remote, local)
+    return kept

@@ -13,7 +13,7 @@ from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import Spool, SpooledRecords
 from bert_jax.data.stages import Progress, Report, Spooled
 from bert_jax.data.vocabulary_sample import VocabularySample, piece_key
-from bert_jax.storage import local_directory
+from bert_jax.storage import local_place
 
 
 class InProcess:
@@ -53,7 +53,7 @@ class InProcess:
                 yield piece
 
         directory = self._scratch / "spool"
-        with local_directory(directory) as local, Spool(local) as spool:
+        with local_place(directory) as local, Spool(local) as spool:
             for records in chunk_batches(batch_pieces(pieces()), chunker, workers=self._workers):
                 spool.add(records)
         return Spooled(

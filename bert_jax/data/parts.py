@@ -25,7 +25,7 @@ from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import Spool
 from bert_jax.data.vocabulary_sample import PieceKey, VocabularySample, piece_key
 from bert_jax.errors import UserError
-from bert_jax.storage import local_directory
+from bert_jax.storage import local_place
 
 
 class Task(Protocol):
@@ -170,7 +170,7 @@ class SpoolPart:
     def _spool(self, part: Part, first_document: int) -> dict[str, int]:
         tally = Tally(documents=first_document)
         pieces: Iterator[Piece] = number_pieces(part.source, tally)
-        with local_directory(spool_directory(self.directory, part)) as local:
+        with local_place(spool_directory(self.directory, part)) as local:
             if local.exists():  # left by a worker that died
                 for file in local.iterdir():
                     file.unlink()

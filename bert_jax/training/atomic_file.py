@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bert_jax.errors import UserError
+from bert_jax.storage import as_path, is_remote
 
 
 @contextlib.contextmanager
@@ -34,12 +35,16 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Replaces ``path`` by ``content``: after a crash it holds the old bytes or the new ones.
 
     Args:
-      path: the file to write; its directory must exist, and only one process may write it.
+      path: the file to write, which may be in an object store, where writing is always so; on a
+        disk its directory must exist. Only one process may write it.
       content: the whole new content.
 
     Raises:
       UserError: when the disk is full or the directory cannot be written.
     """
+    if is_remote(path):
+        as_path(path).write_bytes(content)
+        return
     with open_atomically(path) as file:
         file.write(content)
 

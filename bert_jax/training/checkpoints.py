@@ -159,15 +159,8 @@ class Checkpoints:
         on_disk = self.steps()
         self._scores = {s: old for s, old in self._scores.items() if s in on_disk} | {step: score}
         if is_first():
-            self._write_scores()
+            write_atomically(self._scores_file, json.dumps(self._scores).encode())
         return is_best
-
-    def _write_scores(self) -> None:
-        scores = json.dumps(self._scores).encode()
-        if is_remote(self._scores_file):
-            self._scores_file.write_bytes(scores)  # whole or not at all, in an object store
-        else:
-            write_atomically(self._scores_file, scores)
 
     def _remove_unfinished(self) -> None:
         """Removes what a kill left half-written.

@@ -31,11 +31,14 @@ from bert_jax.training.workdir import Workdir, claim_workdir
 def join(group: ProcessGroup) -> None:
     """Meets the other processes of the run; before anything else asks JAX for its devices.
 
-    Raises:
-      UserError: the group is described in part, or wrongly.
-      SystemExit: at once, with a line that says so, when not all have met in time.
+    Where JAX has its devices already, as in a notebook, the run is of the processes that it knows.
+    When not all have met in time, a line says so and this process ends.
+
+    Args:
+      group: the processes, as ``ProcessGroup.check`` found them right.
     """
-    group.check()
+    if jax.distributed.is_initialized():
+        return
     meeting_place = group.coordinator or "the cluster's coordinator"
     # JAX itself would end the process with a stack trace that names no address.
     alarm = threading.Timer(
@@ -55,10 +58,11 @@ def join(group: ProcessGroup) -> None:
             initialization_timeout=group.connection_timeout + 60,
             heartbeat_timeout_seconds=group.heartbeat_timeout,
         )
-    except ValueError as error:
-        if group.coordinator or "coordinator_address" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        # Of no cluster that JAX knows of, or too late to look for one: the run is this process.
+        alone = "coordinator_address" in str(error) or "before any JAX" in str(error)
+        if group.coordinator or not alone:
             raise
-        # There is no cluster that JAX knows of: the run is this process.
     finally:
         alarm.cancel()
 

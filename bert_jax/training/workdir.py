@@ -9,6 +9,7 @@ from typing import Any
 import filelock
 
 from bert_jax.errors import UserError
+from bert_jax.storage import copy, is_remote
 from bert_jax.training.atomic_file import write_atomically
 
 REPORT = "report.html"
@@ -36,7 +37,7 @@ class Workdir:
             return
         for file in self.place.iterdir():
             if not file.is_dir():
-                (self.files / file.name).write_bytes(file.read_bytes())
+                copy(file, self.files / file.name)
 
     def publish(self) -> None:
         """Brings the files that changed to the store."""
@@ -46,9 +47,9 @@ class Workdir:
             status = file.stat()
             state = (status.st_mtime_ns, status.st_size)
             if not file.is_dir() and self._published.get(file) != state:
-                copy = self.place / file.relative_to(self.files).as_posix()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(file.read_bytes())
+                there = self.place / file.relative_to(self.files).as_posix()
+                there.parent.mkdir(parents=True, exist_ok=True)
+                copy(file, there)
                 self._published[file] = state
 
 
@@ -57,8 +58,13 @@ def claim_workdir(workdir: str) -> Iterator[Path]:
     """Makes the directory and holds its lock; the system frees the lock however the run ends.
 
     Raises:
-      UserError: another run has it, or it cannot be written.
+      UserError: another run has it, it cannot be written, or it is in an object store, which has no
+        locks.
     """
+    if is_remote(workdir):
+        raise UserError(
+            f"{workdir} is in an object store, where only single runs are kept; give a directory"
+        )
     path = Path(workdir).expanduser()
     lock = filelock.FileLock(path / _LOCK)
     try:
