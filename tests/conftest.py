@@ -4,10 +4,13 @@ import json
 import os
 
 # Before JAX is imported: tests run on the CPU, wherever they run, and most of their time is
-# compilation, a third of it LLVM's optimisation of programs that run for milliseconds.
+# compilation, half of it LLVM's optimisation of programs that run for milliseconds and the emitters
+# of fused loops that are slow to compile. (Where a jaxlib no longer has
+# the older emitters, it takes no notice.)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
 )
 
 import pydoc_data.topics
@@ -82,7 +85,7 @@ def program(
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PYTHONWARNINGS": "ignore",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return [sys.executable, "-m", f"bert_jax.{module}", *arguments], settings | dict(
         environment or {}
