@@ -4,9 +4,8 @@ import json
 import os
 
 # Before JAX is imported: tests run on the CPU, wherever they run, and most of their time is
-# compilation, half of it LLVM's optimisation of programs that run for milliseconds and the emitters
-# of fused loops that are slow to compile. (Where a jaxlib no longer has
-# the older emitters, it takes no notice.)
+# compilation, half of it LLVM's optimisation of programs that run for milliseconds, and emitters of
+# fused loops that are slow to compile; a jaxlib without the older emitters takes no notice.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
@@ -14,9 +13,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import pydoc_data.topics
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -121,6 +121,32 @@ def start_program(compiled_programs: Path) -> Callable[..., subprocess.Popen[str
         )
 
     return start
+
+
+@pytest.fixture
+def start_processes(
+    start_program: Callable[..., subprocess.Popen[str]],
+) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """Starts a training run in several processes: (processes, devices of each, *arguments)."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(processes: int, devices: int, *arguments: str, **keywords: object):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        group = ("--coordinator", coordinator, "--processes", str(processes))
+        for number in range(processes):
+            place = (*group, "--process", str(number), "--heartbeat_timeout=10")
+            command = ("train", *arguments, *(place if processes > 1 else ()))
+            started.append(start_program(*command, devices=devices, **keywords))
+        return started[-processes:]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @pytest.fixture(scope="session")

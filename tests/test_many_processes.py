@@ -3,64 +3,16 @@
 import re
 import signal
 import socket
-import subprocess
 
 import pytest
 from interruption import kill_at
+from layouts import MESHES, assert_finished, assert_same, end, every_layout, mesh_flags
 from recording_task import RECORDS
 
 from bert_jax.training.preemption import EXIT_PREEMPTED
 
 pytestmark = pytest.mark.slow
 STEPS = ("--config.total_steps=6", "--config.evaluate_every_steps=3")
-# Sums in another order; the model is float32.
-TOLERANCE = 2e-5
-
-
-@pytest.fixture
-def start_processes(start_program):
-    """Starts a run in several processes: (processes, devices of each, *arguments)."""
-    started = []
-
-    def start(processes, devices, *arguments, **keywords):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-        group = ("--coordinator", coordinator, "--processes", str(processes))
-        started.extend(
-            start_program(
-                "train",
-                *arguments,
-                *(*group, "--process", str(number), "--heartbeat_timeout=10"),
-                devices=devices,
-                **keywords,
-            )
-            for number in range(processes)
-        )
-        return started[-processes:]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def end(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """Waits for all; returns what each said."""
-    return [process.communicate(timeout=300)[0] for process in processes]
-
-
-def assert_finished(processes: list[subprocess.Popen[str]]) -> list[str]:
-    said = end(processes)
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
-    return said
-
-
-def assert_same(records, expected):
-    assert len(records) == len(expected) == 6
-    for record, wanted in zip(records, expected, strict=True):
-        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +27,7 @@ def test_two_processes_learn_the_same_and_four_go_on(
     tmp_path, start_processes, small_run, read_numbers, one_process
 ):
     run = small_run(tmp_path, *STEPS, "--config.checkpoint_every_steps=3")
-    fsdp = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
-    first, second = assert_finished(start_processes(2, 4, *run, *fsdp))
+    first, second = assert_finished(start_processes(2, 4, *run, *mesh_flags({"fsdp": 8})))
     assert_same(read_numbers(tmp_path), one_process)
     assert (tmp_path / "report.html").exists()
     assert "step 6: validation" in first
@@ -93,8 +44,8 @@ def test_four_processes_on_a_mixed_mesh_and_one_goes_on(
     tmp_path, start_processes, run_program, small_run, read_numbers, one_process
 ):
     run = small_run(tmp_path, *STEPS, "--config.checkpoint_every_steps=3")
-    mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
-    assert_finished(start_processes(4, 2, *run, *mesh))
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    assert_finished(start_processes(4, 2, *run, *mesh_flags(mesh)))
     assert_same(read_numbers(tmp_path), one_process)
     (tmp_path / "checkpoints" / "6").rename(tmp_path / "gone")
     finished = run_program("train", *run, devices=2)
@@ -103,38 +54,40 @@ def test_four_processes_on_a_mixed_mesh_and_one_goes_on(
 
 
 @pytest.mark.parametrize(
-    "mesh, shards_of_each",
+    "processes, mesh",
     [
-        ({"data": 8}, [{0, 1}, {2, 3}, {4, 5}, {6, 7}]),
+        *every_layout([(4, MESHES[0])]),
         # Two processes hold one part of the batch together, and both make its rows.
-        ({"data": 2, "tensor": 4}, [{0}, {0}, {1}, {1}]),
+        pytest.param(4, {"data": 2, "tensor": 4}, id="4x2-data2-tensor4"),
     ],
-    ids=["data8", "data2-tensor4"],
 )
 def test_every_process_reads_its_own_rows(
-    tmp_path, start_processes, read_numbers, run_program, mesh, shards_of_each
+    tmp_path, start_processes, read_numbers, run_program, processes, mesh
 ):
     records = tmp_path / "rows"
     records.mkdir()
     run = ("--config", "tests/recording_task.py", "--config.total_steps=5")
-    arguments = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    run = (*run, *arguments, "--workdir", str(tmp_path / "run"))
-    assert_finished(start_processes(4, 2, *run, environment={RECORDS: str(records)}))
-    shards = max(map(max, shards_of_each)) + 1
-    size = 32 // shards
-    for number, expected in enumerate(shards_of_each):
+    run = (*run, *mesh_flags(mesh), "--workdir", str(tmp_path / "run"))
+    devices, tensor = 8 // processes, mesh.get("tensor", 1)
+    recorded = {RECORDS: str(records)}
+    assert_finished(start_processes(processes, devices, *run, environment=recorded))
+    size = 32 * tensor // 8
+    rows_of_each = []
+    for number in range(processes):
         lines = [line.split() for line in (records / str(number)).read_text().splitlines()]
         # Batches are made ahead, but none twice.
         assert [int(step) for step, *_ in lines] == list(range(5))
+        # Devices that differ in the tensor axis alone, the last, share their rows.
+        shards = {device // tensor for device in range(number * devices, (number + 1) * devices)}
+        expected = {row for shard in shards for row in range(shard * size, (shard + 1) * size)}
         for _, first, stop in lines:
-            assert set(range(int(first), int(stop))) == {
-                row for shard in expected for row in range(shard * size, (shard + 1) * size)
-            }
+            assert set(range(int(first), int(stop))) == expected
+        rows_of_each.append(expected)
+    assert set.union(*rows_of_each) == set(range(32))
     whole = tmp_path / "whole"
     toy = ("--config", "tests/toy_task.py", "--config.total_steps=5", "--workdir", str(whole))
     assert run_program("train", *toy).returncode == 0
-    for record, wanted in zip(read_numbers(tmp_path / "run"), read_numbers(whole), strict=True):
-        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+    assert_same(read_numbers(tmp_path / "run"), read_numbers(whole))
 
 
 def test_a_signal_to_one_stops_all_and_a_death_ends_all(tmp_path, start_processes):

@@ -1,11 +1,10 @@
 """The same losses whatever the mesh, on virtual CPU devices in processes of their own."""
 
 import pytest
+from layouts import MESHES, assert_finished, assert_same, every_layout, mesh_flags
 
 pytestmark = pytest.mark.slow
 STEPS = ("--config.total_steps=6", "--config.evaluate_every_steps=3")
-# Sums in another order; the model is float32.
-TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
@@ -16,30 +15,12 @@ def one_device(tmp_path_factory, run_program, small_run, read_numbers):
     return read_numbers(workdir)
 
 
-def assert_same(records, expected):
-    assert len(records) == len(expected) == 6
-    for record, wanted in zip(records, expected, strict=True):
-        assert record == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        {"data": 8},
-        {"fsdp": 8},
-        {"data": 4, "tensor": 2},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-    ],
-    ids=lambda mesh: "-".join(f"{axis}{size}" for axis, size in mesh.items()),
-)
-def test_losses_do_not_depend_on_the_mesh(
-    tmp_path, run_program, small_run, read_numbers, one_device, mesh
+@pytest.mark.parametrize("processes, mesh", every_layout([(1, mesh) for mesh in MESHES]))
+def test_losses_do_not_depend_on_the_layout(
+    tmp_path, start_processes, small_run, read_numbers, one_device, processes, mesh
 ):
-    overrides = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    finished = run_program(
-        "train", *small_run(tmp_path, *STEPS, *overrides, size="L2_H128"), devices=8
-    )
-    assert finished.returncode == 0, finished.stderr
+    arguments = small_run(tmp_path, *STEPS, *mesh_flags(mesh), size="L2_H128")
+    assert_finished(start_processes(processes, 8 // processes, *arguments))
     assert_same(read_numbers(tmp_path), one_device)
 
 
