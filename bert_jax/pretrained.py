@@ -25,6 +25,7 @@ from bert_jax.models.description import ASSET, ModelDescription, Pooling
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.pooling import sentence_embeddings
 from bert_jax.prediction.batches import apply_to_rows, mesh_of
+from bert_jax.storage import is_directory
 from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.sharding import abstract_parameters, make_mesh
 
@@ -181,7 +182,7 @@ def _find(path: str | Path, step: str) -> _Step | Path:
     directory = epath.Path(path).expanduser()  # a bucket's name too
     if directory.parent.name == DIRECTORY and directory.name.isdecimal():
         return _Step(directory.parent.parent, directory.name)
-    if (directory / DIRECTORY).is_dir():
+    if is_directory(directory / DIRECTORY):
         return _Step(directory, step)
     if not is_model_directory(Path(directory)):
         raise UserError(

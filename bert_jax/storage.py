@@ -26,6 +26,21 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return remote
 
 
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory; of a store, whether something lies under the path.
+
+    Raises:
+      UserError: a store cannot be reached, which ``is_dir`` would take for an absent directory.
+    """
+    if not is_remote(path):
+        return path.is_dir()
+    with store_errors(path):
+        try:
+            return any(True for _ in path.iterdir())
+        except FileNotFoundError:
+            return False
+
+
 def file_size(path: Path) -> int:
     """The bytes of a file."""
     return int(epath.Path(path).stat().length)

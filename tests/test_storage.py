@@ -1,6 +1,7 @@
 """Object stores, of which one stands in memory for the real ones."""
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -14,7 +15,9 @@ from bert_jax.data.corpus_copy import ensure_copy
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 from bert_jax.data.text_files import find_files
 from bert_jax.errors import UserError
+from bert_jax.evaluate import evaluate_checkpoint
 from bert_jax.prepare import summary
+from bert_jax.pretrained import load
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.processes import claim_shared_workdir
 from bert_jax.training.workdir import claim_workdir
@@ -117,6 +120,24 @@ def test_a_store_without_its_library(store, monkeypatch):
     for output, inputs in (("gs://corpora/mine", "a.txt"), ("corpus", "gs://texts/one")):
         with pytest.raises(UserError, match=r"pip install 'bert_jax\[gcs\]'"):
             prepare_corpus([inputs], output, PrepareOptions())
+    for read in (load, functools.partial(evaluate_checkpoint, which="latest")):
+        with pytest.raises(UserError, match=r"pip install 'bert_jax\[gcs\]'"):
+            read("gs://runs/base")
+
+
+def test_models_in_a_store_that_is_empty_or_not_to_be_reached(store, monkeypatch):
+    with pytest.raises(UserError, match="gs://runs/base holds no model"):
+        load("gs://runs/base")
+    with pytest.raises(UserError, match="gs://runs/base holds no checkpoints"):
+        evaluate_checkpoint("gs://runs/base", "latest")
+
+    def refuse(*arguments, **keywords):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(MemoryStore, "ls", refuse)
+    for read in (load, functools.partial(evaluate_checkpoint, which="latest")):
+        with pytest.raises(UserError, match="cannot be reached .*Name or service not known"):
+            read("gs://runs/base")
 
 
 def test_a_working_directory_in_a_store_is_mirrored(store):

@@ -20,7 +20,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.storage import is_remote
+from bert_jax.storage import is_directory, is_remote
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.processes import is_first, wait_for_all
 from bert_jax.training.sharding import parameter_name
@@ -74,7 +74,7 @@ class Checkpoints:
         if not is_remote(home):
             home = home.expanduser().resolve()
         self._directory = home / DIRECTORY
-        if read_only and not self._directory.is_dir():
+        if read_only and not is_directory(self._directory):
             raise UserError(
                 f"{workdir} holds no checkpoints; give the --workdir of a run that has saved one"
             )
