@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # The environment is for the CPU. The tests' compiler for TPUs would look for a TPU, and say so.
 export JAX_PLATFORMS = cpu
 
-.PHONY: demo test test-fast test-layouts lint clean
+.PHONY: demo test test-fast test-exhaustive lint clean
 
 demo: $(VENV)/runtime  ## pretrain a small BERT on the documentation of this machine, about 4 minutes
 	$(BIN)/python -m bert_jax.train --config configs/demo.py --workdir runs/demo
@@ -18,7 +18,7 @@ test: $(VENV)/test  ## every test, some 17 minutes on two cores
 test-fast: $(VENV)/test  ## all but the tests that start whole runs
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-layouts: $(VENV)/test  ## every mesh on 1, 2 and 4 processes, pretraining and fine-tuning
+test-exhaustive: $(VENV)/test  ## every mesh on 1, 2 and 4 processes, every kind of TPU
 	$(BIN)/python -m pytest -n auto -m exhaustive
 
 lint: $(VENV)/test  ## formatting, lint and types, of the scripts in launch/ too

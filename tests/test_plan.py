@@ -122,18 +122,37 @@ SLICES = {
     ("base", "v5p:2x2x2"): {"data": 2, "fsdp": 4},
     ("large", "v5e:16x16"): {"data": 16, "fsdp": 16},
 }
+MORE_SLICES = [
+    {(size, topology): mesh}
+    for size in ("base", "large")
+    for topology in ("v4:4x8x8", "v5e:16x16", "v5p:4x8x8", "v6e:16x16")
+    for mesh in ({"data": 256, "fsdp": 1}, {"data": 16, "fsdp": 16})
+]
 WIDTH = {"base": 768, "large": 1024}
 HBM_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.25}
 PLANS = "import sys; from bert_jax.plan import main; [main(line.split()) for line in sys.stdin]"
 
 
+def name_of(slices):
+    """What a test of them is called."""
+    if len(slices) > 1:
+        return "several"
+    ((size, topology), mesh), *_ = slices.items()
+    return f"{size}-{topology}-fsdp{mesh['fsdp']}"
+
+
 @pytest.mark.slow
-def test_real_sizes_on_slices_of_tpus():
+@pytest.mark.parametrize(
+    "slices",
+    [SLICES, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in MORE_SLICES)],
+    ids=name_of,
+)
+def test_real_sizes_on_slices_of_tpus(slices):
     lines = [
         f"--config configs/pretrain.py:{size} --topology {topology} --vocabulary_size 30522 --json "
         f"--no_search --quick --batch_per_chip 8 --config.mesh.data={mesh['data']} "
         f"--config.mesh.fsdp={mesh['fsdp']}\n"
-        for (size, topology), mesh in SLICES.items()
+        for (size, topology), mesh in slices.items()
     ]
     finished = subprocess.run(
         [sys.executable, "-c", PLANS],
@@ -146,7 +165,7 @@ def test_real_sizes_on_slices_of_tpus():
     )
     assert finished.returncode == 0, finished.stderr
     text = finished.stdout
-    for (size, topology), mesh in SLICES.items():
+    for (size, topology), mesh in slices.items():
         planned, end = json.JSONDecoder().raw_decode(text)
         text = text[end:].lstrip()
         assert planned["mesh"] == mesh | {"tensor": 1}
