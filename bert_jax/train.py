@@ -32,6 +32,7 @@ from bert_jax.tasks.base import (
 )
 from bert_jax.tasks.program import Program, make_program
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
+from bert_jax.training.compiled_programs import keep_compiled_programs
 from bert_jax.training.continuation import changes, check_resumable
 from bert_jax.training.early_stopping import EarlyStopping
 from bert_jax.training.environment import environment
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         claim_shared_workdir(flags.workdir) as workdir,
         make_preemption() as preemption,
     ):
+        keep_compiled_programs(workdir.place.parent)
         return train(flags.config, workdir, preemption)
 
 

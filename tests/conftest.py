@@ -76,9 +76,12 @@ def program(
     *arguments: str,
     compiled: Path,
     devices: int = 1,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of one of the package's programs, on virtual CPU devices."""
+    """The command and the environment of one of the package's programs, on virtual CPU devices.
+
+    A variable that ``environment`` gives as None is not set.
+    """
     settings = dict(os.environ) | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}",
@@ -87,9 +90,9 @@ def program(
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    return [sys.executable, "-m", f"bert_jax.{module}", *arguments], settings | dict(
-        environment or {}
-    )
+    given = settings | dict(environment or {})
+    present = {name: value for name, value in given.items() if value is not None}
+    return [sys.executable, "-m", f"bert_jax.{module}", *arguments], present
 
 
 @pytest.fixture(scope="session")

@@ -206,6 +206,15 @@ def test_a_program_that_has_used_jax_trains(tmp_path):
         assert (tmp_path / name / "report.html").exists()
 
 
+def test_compiled_programs_are_kept_beside_the_run(tmp_path, start_program):
+    environment = {"JAX_COMPILATION_CACHE_DIR": None}
+    command = ("train", *TOY, "--workdir", str(tmp_path / "run"), "--config.total_steps=1")
+    with start_program(*command, environment=environment) as process:
+        said = process.stdout.read()
+    assert process.returncode == 0, said
+    assert list((tmp_path / ".compiled").glob("jit_step-*"))
+
+
 def test_told_to_stop_while_it_evaluates(tmp_path, monkeypatch, read_numbers):
     config = load_config("tests/toy_task.py")
     config.total_steps = 20
