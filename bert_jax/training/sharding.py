@@ -1,5 +1,6 @@
 """Where arrays live: the device mesh, and the one table from logical axes to mesh axes."""
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
@@ -53,8 +55,33 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count:
         raise UserError(f"{described} does not fit the {count} devices of this run")
-    axis_types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+    arranged = _arrange(sizes, jax.devices() if devices is None else devices)
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Puts devices in the mesh's order, those that send each other most next to each other.
+
+    ``jax.make_mesh`` refuses devices of several slices, which is what JAX calls hosts that only a
+    data-centre network connects: TPU slices, but nodes of GPUs too. The first axes, which send each
+    other least, are spread over them.
+    """
+    held = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(held) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if len(set(held.values())) > 1:
+        raise UserError(
+            f"the {len(devices)} devices of this run are on {len(held)} hosts or slices of unequal "
+            "size; give it as many of each"
+        )
+    across, left = [], len(held)
+    for size in sizes:
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    within = [size // spread for size, spread in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
 
 
 def batch_shards(mesh: Mesh) -> int:
