@@ -25,6 +25,8 @@ RowsOfItems = TypeVar("RowsOfItems", bound=Rows)
 
 # Enough to sort by length, and few enough that the first answers come soon.
 ROWS_PER_BLOCK = 4096
+# So many batches are worth a compilation for each of more lengths.
+_MANY_BATCHES = 64
 
 
 def apply_to_stream(
@@ -104,6 +106,7 @@ def apply_to_rows(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give a number of at least 1")
     lengths = rows.lengths
+    many = len(rows) >= _MANY_BATCHES * batch_size
     order = np.argsort(lengths, kind="stable")
     parts = []
     pending: tuple[Any, int] | None = None
@@ -111,7 +114,7 @@ def apply_to_rows(
         chosen = order[first : first + batch_size]
         # A power of two rows, so that few texts do not compute a whole batch.
         size = min(batch_size, 1 << (len(chosen) - 1).bit_length())
-        length = min(max_length, _padded_length(int(lengths[chosen[-1]])))
+        length = min(max_length, _padded_length(int(lengths[chosen[-1]]), many))
         batch = rows.rows(chosen, length)
         running = function(_spread(pad_batch(batch, size), size, mesh))
         if pending is not None:
@@ -130,9 +133,14 @@ def mesh_of(params: Any) -> Mesh | None:
     return mesh if isinstance(mesh, Mesh) else None
 
 
-def _padded_length(length: int) -> int:
-    """A length of few: multiples of 32 for short texts, of 128 for long ones."""
-    step = 32 if length <= 128 else 128
+def _padded_length(length: int, many: bool) -> int:
+    """A length of few, and of somewhat more for many batches: the longer, the further apart."""
+    if length > 128:
+        step = 64 if many else 128
+    elif length > 64:
+        step = 16 if many else 32
+    else:
+        step = 8 if many else 32
     return -(-length // step) * step
 
 

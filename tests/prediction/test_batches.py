@@ -51,6 +51,23 @@ def test_a_stream_of_any_length_comes_out_in_order(texts, batch_size, block_size
     assert all(rows <= batch_size and length in (32, 64, 96) for rows, length in shapes)
 
 
+def test_many_batches_are_padded_less():
+    shapes = set()
+
+    def function(batch):
+        shapes.add(batch["token_ids"].shape)
+        return _sum(batch)
+
+    rows = _rows(["a " * number for number in range(1, 180)] * 4)
+    apply_to_rows(function, rows, max_length=200, batch_size=8)
+    lengths = sorted({length for _, length in shapes})
+    assert lengths == [*range(8, 65, 8), 80, 96, 112, 128, 192]
+    few = _rows(["a", "a " * 40])
+    shapes.clear()
+    apply_to_rows(function, few, max_length=200, batch_size=1)
+    assert shapes == {(1, 32), (1, 64)}
+
+
 def test_one_batch_is_dispatched_before_the_last_is_fetched():
     events = []
 
