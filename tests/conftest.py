@@ -19,9 +19,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
+
+# A busy machine fails no test, and neither does a first example that compiles.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 UNOPTIMISED = os.environ["XLA_FLAGS"]
 ROOT = Path(__file__).parents[1]

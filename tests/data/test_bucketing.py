@@ -14,7 +14,7 @@ def padded_positions(lengths, choices):
     return sum(padded_length(length, choices) for length in lengths)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 48), min_size=1, max_size=40), st.integers(1, 4))
 def test_no_other_choice_of_lengths_wastes_less(lengths, most):
     chosen = choose_lengths(np.array(lengths), 48, most)
@@ -63,7 +63,7 @@ def test_batches_hold_rows_of_about_the_same_length(plan):
     assert abs(np.corrcoef(lengths[:-1], lengths[1:])[0, 1]) < 0.2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=6))
 def test_a_step_is_reached_from_anywhere(steps):
     choices = choose_lengths(LENGTHS, 64)

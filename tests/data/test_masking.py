@@ -45,7 +45,7 @@ def mask(ids: np.ndarray, lengths: np.ndarray, options: MaskingOptions, seed: in
 
 
 @pytest.mark.parametrize("unit", list(Unit))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(8, 150))
 def test_labels_restore_the_input_and_specials_stay(unit, seed, length):
     ids, lengths = make_rows(seed, 20, length)

@@ -195,7 +195,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_windows_hold_the_answers(tokenizer, data):
     questions = []

@@ -16,7 +16,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 ROWS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ROWS)
 def test_csv_is_read_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("table") / "a.csv"
@@ -27,7 +27,7 @@ def test_csv_is_read_back(tmp_path_factory, rows):
     assert list(zip(*table.columns.values(), strict=True)) == rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ROWS)
 def test_json_lines_are_read_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("table") / "a.jsonl.gz"

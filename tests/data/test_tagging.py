@@ -73,7 +73,6 @@ WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r
 TAG = st.sampled_from(["O", "B-a", "I-a", "E-b-c", "S-é", "B"])
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.tuples(WORD.filter(lambda word: not word.startswith("-DOCSTART-")), TAG)),
@@ -168,7 +167,7 @@ def test_rows_of_windows(tokenizer):
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_every_word_counts_once(tokenizer, data):
     word = st.sampled_from(["Ann", "Yorkshire", "annoys", "\u200b", "New York", "Bö", "1"])

@@ -59,7 +59,7 @@ def test_several_compressed_parts_make_one_file(tmp_path):
         assert documents(path) == ["one two"], suffix
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from(["a", "é", "中", "\n", "\n\n", " ", "\r\n\r\n", "😀"]), max_size=60)
 )

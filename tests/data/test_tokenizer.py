@@ -59,14 +59,14 @@ def test_ids_equal_the_reference_on_many_languages(pair):
 CHARACTERS = st.sampled_from(sorted(set("".join(MULTILINGUAL)) | set("\t\n\r\u00a0\u200b\ufeff")))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(CHARACTERS, max_size=80))
 def test_ids_equal_the_reference_on_random_text(pair, text):
     ours, reference = pair
     assert ours.encode_batch([text])[0] == reference_ids(reference, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=st.lists(st.text(CHARACTERS | st.sampled_from(" \x1c\x85\u2028[]"), max_size=40)))
 def test_the_fast_path_gives_the_same_ids(pair, texts):
     ours, _ = pair
@@ -77,7 +77,7 @@ def test_the_fast_path_gives_the_same_ids(pair, texts):
     assert token_ids.tolist() == [i for ids in expected for i in ids]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(words=st.lists(st.text(CHARACTERS | st.sampled_from(" \x1c\x85[]"), max_size=12)))
 def test_words_are_tokenised_one_by_one(pair, words):
     ours, _ = pair
@@ -88,7 +88,7 @@ def test_words_are_tokenised_one_by_one(pair, words):
     assert token_ids.tolist() == [i for ids in expected for i in ids]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=st.lists(st.text(CHARACTERS | st.characters(exclude_categories=["Cs"]), max_size=40)))
 def test_characters_of_tokens(pair, texts):
     ours, _ = pair

@@ -1,7 +1,7 @@
 """Windows over sequences: equal to the loops of google-research/bert's run_squad.py."""
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bert_jax.data.windows import has_most_context, slide, slots
@@ -24,7 +24,6 @@ def reference_windows(length, room, stride):
     return windows
 
 
-@settings(deadline=None)
 @given(SEQUENCES)
 @example([(0, 1, 1)])
 def test_windows_cover_every_token(sequences):
@@ -46,7 +45,6 @@ def test_windows_cover_every_token(sequences):
         assert covered == set(range(length))
 
 
-@settings(deadline=None)
 @given(SEQUENCES)
 @example([(11, 6, 1)])
 def test_every_token_has_one_window_with_most_context(sequences):

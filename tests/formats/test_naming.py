@@ -49,7 +49,7 @@ def numbered(description: ModelDescription) -> Any:
 
 
 @given(description=descriptions())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_nothing_is_lost(description: ModelDescription) -> None:
     params = numbered(description)
     tensors = to_tensors(params, description)

@@ -28,7 +28,7 @@ def test_the_first_kind_that_is_there_counts(tmp_path: Path) -> None:
 
 
 @given(cut=st.floats(0, 0.999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_truncated_safetensors_are_told(
     cut: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -38,7 +38,7 @@ def test_every_type(dtype: torch.dtype, tmp_path: Path) -> None:
     shape=st.lists(st.integers(0, 4), min_size=1, max_size=3),
     data=st.data(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_views_of_one_storage(
     shape: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -102,7 +102,7 @@ def test_the_old_format_is_refused(tmp_path: Path) -> None:
 
 
 @given(cut=st.floats(0, 0.999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_truncated_file_is_told(cut: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     buffer = io.BytesIO()
     torch.save({"x": torch.ones(50)}, buffer)

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_jax.data.question_answering import Question, read_questions
@@ -104,7 +104,6 @@ def test_a_group_without_questions_is_not_scored():
         score_v2([asked("x")], {})
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.sampled_from(["", "x", "y", "x z"]), st.floats(-9, 9)),

@@ -64,7 +64,7 @@ def every_span(questions, windows, number, start_scores, end_scores, longest):
                 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 1000),
     longest=st.integers(1, 14),
