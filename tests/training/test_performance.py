@@ -1,0 +1,105 @@
+"""What makes a step slow, seen in the compiled program and in the loop, without a clock.
+
+The bounds are what jax 0.10.2 and 0.12.0 compile, with some room. A change that passes one for a
+good reason (say, more layers are unrolled) may move it; ``docs/performance.md`` has the reasons.
+"""
+
+import jax
+import pytest
+from toy_task import get_config
+
+import bert_jax.train
+from bert_jax.command_line import load_config
+from bert_jax.tasks.base import load_task
+from bert_jax.tasks.program import abstract_batch, make_program
+from bert_jax.training.plan import bytes_per_device
+from bert_jax.training.preemption import Preemption
+from bert_jax.training.sharding import make_mesh
+from bert_jax.training.workdir import Workdir
+
+BATCH, LENGTH = 16, 64
+
+
+@pytest.fixture(scope="module")
+def compile_step(corpus_directory):
+    """Compiles the pretraining step of a model of two layers: (**overrides) -> program, step."""
+
+    def compile_with(**model):
+        config = load_config(f"configs/pretrain.py:L2_H128,corpus={corpus_directory}")
+        config.data.max_length, config.batch_size = LENGTH, BATCH
+        config.model.update(model)
+        task, mesh = load_task(config), make_mesh(config.mesh)
+        program = make_program(task, mesh)
+        batch = abstract_batch(task, task.phases[0], BATCH, mesh)
+        return task, program, program.compile(batch, mesh)
+
+    return compile_with
+
+
+def count(compiled, operation):
+    return compiled.as_text().count(f" {operation}(")
+
+
+def test_the_step_computes_moves_and_keeps_no_more_than_it_must(compile_step):
+    task, program, compiled = compile_step()
+    # Products: of each layer 6 forward, those of attention 2, each with two of the backward pass,
+    # and the heads'; none is computed twice.
+    assert count(compiled, "dot") <= 63
+    # The embeddings' gradients; not the logits', nor those of gathered positions.
+    assert count(compiled, "scatter") <= 2
+    assert count(compiled, "sort") == 0
+    assert count(compiled, "custom-call") == 0
+    assert count(compiled, "fusion") <= 650
+    costs = compiled.cost_analysis()
+    formula = task.flops_per_token(LENGTH) * BATCH * LENGTH
+    assert 1.0 <= costs["flops"] / formula <= 1.08
+    assert costs["bytes accessed"] <= 270e6
+    # Every array of the state is updated where it lies.
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == bytes_per_device(program.state)
+    assert memory.temp_size_in_bytes <= 26e6
+
+
+def test_rolled_layers_are_compiled_once(compile_step):
+    def dots(layers):
+        return count(compile_step(layers=layers, unroll=1)[2], "dot")
+
+    assert dots(3) == dots(2)
+
+
+def test_nothing_is_compiled_or_moved_by_itself_in_the_loop(tmp_path, monkeypatch):
+    compilations = []
+
+    def note(event: str, seconds: float, **rest: object) -> None:
+        if "backend_compile" in event:
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    seen = {}
+    follow = bert_jax.train.Monitor.follow
+
+    def watch(self, step, *rest):
+        follow(self, step, *rest)
+        seen[step] = len(compilations)
+        # Steps 1 and 2 meet everything for the first time; after step 9 the run ends.
+        moving = "disallow" if 2 <= step < 9 else "allow"
+        jax.config.update("jax_transfer_guard_host_to_device", moving)
+
+    put = bert_jax.train.to_global
+
+    def put_batch(*arguments):
+        with jax.transfer_guard_host_to_device("allow"):  # the one that there has to be
+            return put(*arguments)
+
+    monkeypatch.setattr(bert_jax.train.Monitor, "follow", watch)
+    monkeypatch.setattr(bert_jax.train, "to_global", put_batch)
+    config = get_config()
+    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 10, 0, 0
+    try:
+        assert bert_jax.train.train(config, Workdir(tmp_path), Preemption()) == 0
+    finally:
+        jax.config.update("jax_transfer_guard_host_to_device", "allow")
+        jax.monitoring.clear_event_listeners()
+    assert list(seen) == list(range(1, 11))
+    assert seen[1] > 0
+    assert seen[10] == seen[2]
