@@ -44,7 +44,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       devices: to build it over; by default all of the run's.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or hosts have unequally many.
     """
     count = jax.device_count() if devices is None else len(devices)
     sizes = [shape[axis] for axis in MESH_AXES]
