@@ -53,7 +53,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "attention_dropout": 0.1,
             "compute_dtype": "float32",
             "attention": "xla",  # or splash (TPU), or cudnn (GPU): kernels, without dropout
-            "remat": "none",  # or dots, or full: computes more, to keep less
+            "remat": "auto",  # or none, dots, full: the last computes most, to keep least
         }
     )
 

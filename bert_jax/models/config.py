@@ -36,8 +36,8 @@ LORA_TARGETS = (
 )
 
 
-# What the backward pass computes again instead of keeping it, from nothing to all of a layer.
-REMATERIALISATIONS = ("none", "dots", "full")
+# What the backward pass computes again, not to keep it: as it pays, nothing, some, all of a layer.
+REMATERIALISATIONS = ("auto", "none", "dots", "full")
 
 # Implementations of attention: what runs anywhere, and kernels for TPUs and for NVIDIA GPUs.
 ATTENTIONS = ("xla", "splash", "cudnn")
@@ -71,8 +71,10 @@ class BertConfig:
         NVIDIA GPUs, in bfloat16. The kernels never write the scores to memory, and cannot drop
         any, so that `attention_dropout` must be 0. Results are the same but for rounding.
       remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
-        Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights; or
-        "full", everything from the layer's input on. Results are the same but for rounding.
+        Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights; "full",
+        everything from the layer's input on; or "auto", which is "dots" in a loop, where writing
+        and reading the rest costs more than to compute it, and "none" where layers are unrolled and
+        the compiler chooses. Results are the same but for rounding.
       lora_rank: rank of LoRA's updates (Hu et al., arXiv:2106.09685); 0 for none.
       lora_alpha: the updates are scaled by `lora_alpha / lora_rank`. The default is the paper's for
         RoBERTa-base.
@@ -100,7 +102,7 @@ class BertConfig:
     compute_dtype: str = "float32"
     unroll: int = 1
     attention: str = "xla"
-    remat: str = "none"
+    remat: str = "auto"
     lora_rank: int = 0
     lora_alpha: float = 8.0
     lora_targets: tuple[str, ...] = ("query", "value")

@@ -166,13 +166,16 @@ class EncoderLayer(nn.Module):
 
 def _layer_type(config: BertConfig) -> type[nn.Module]:
     """`EncoderLayer` with the rematerialisation that the config asks for."""
-    if config.remat == "none":
+    remat = config.remat
+    if remat == "auto":
+        remat = "none" if config.unrolled else "dots"
+    if remat == "none":
         return EncoderLayer
     policies = jax.checkpoint_policies
     layer: type[nn.Module] = nn.remat(
         EncoderLayer,
         # Attention's products have a batch, and its scores are what takes the most memory.
-        policy=policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None,
+        policy=policies.dots_with_no_batch_dims_saveable if remat == "dots" else None,
         # A loop keeps the passes apart. Without one, the compiler would find that it computes
         # the same thing twice, and keep it after all.
         prevent_cse=config.unrolled,

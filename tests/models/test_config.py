@@ -85,7 +85,7 @@ def test_unusable_sizes(size: str, message: str) -> None:
             },
             "multiple of 8 up to 128, and they are 4 wide",
         ),
-        ({"remat": "all"}, "remat is 'all'; choose one of none, dots, full"),
+        ({"remat": "all"}, "remat is 'all'; choose one of auto, none, dots, full"),
     ],
 )
 def test_unusable_settings(settings: dict[str, object], message: str) -> None:
