@@ -239,7 +239,7 @@ def size_shape(size: str) -> dict[str, int]:
 
 def default_unroll(layers: int) -> int:
     """Few layers run faster unrolled, many compile faster as a loop."""
-    return layers if layers <= 4 else 1
+    return layers if layers <= 6 else 1
 
 
 def sized_config(size: str, vocabulary_size: int, **settings: Any) -> BertConfig:
