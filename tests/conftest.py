@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import pydoc_data.topics
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 # A busy machine fails no test, and neither does a first example that compiles.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+# A script that starts the tests in the background has SIGINT ignored, which programs inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 UNOPTIMISED = os.environ["XLA_FLAGS"]
 ROOT = Path(__file__).parents[1]

@@ -170,9 +170,11 @@ def test_rematerialisation_keeps_less_for_the_backward_pass(
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
-    assert kept_bytes("full") < kept_bytes("dots") < kept_bytes("none")
-    # A loop writes what it keeps; of unrolled layers the compiler chooses.
-    assert kept_bytes("auto") == kept_bytes("dots" if unroll == 1 else "none")
+    full, dots, none, auto = map(kept_bytes, ("full", "dots", "none", "auto"))
+    assert full < dots < 0.6 * none
+    # A loop writes what it keeps; of unrolled layers the compiler chooses. Traces that JAX has at
+    # hand can share an array more or less.
+    assert auto == pytest.approx(dots if unroll == 1 else none, rel=0.05)
 
 
 def test_rematerialisation_takes_less_memory_as_the_compiler_counts(params: dict[str, Any]) -> None:
