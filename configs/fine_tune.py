@@ -79,6 +79,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "first_moment_dtype": "float32",  # or bfloat16, in half the bytes
             "clip_norm": 1.0,
             "layer_decay": 1.0,  # 0.95: each layer learns a twentieth slower than the one above
+            "lora_plus_ratio": 1.0,  # of the learning rate of LoRA's B to all others'; 16, say
         }
     )
     override_from_argument(config, argument)

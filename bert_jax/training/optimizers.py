@@ -14,6 +14,7 @@ from bert_jax.training.transformations import (
     scale_by_layer_decay,
     scale_by_matrix_trust_ratio,
     scale_by_uncorrected_adam,
+    scale_lora_b,
 )
 
 NAMES = ("adamw", "lamb", "adafactor")
@@ -51,6 +52,8 @@ class OptimizerConfig:
       clip_norm: largest global norm of the gradient; 0 for no clipping.
       layer_decay: by how much the learning rate shrinks from each layer to the one below, down from
         the heads; 1 for the same rate everywhere (see `scale_by_layer_decay`).
+      lora_plus_ratio: the learning rate of LoRA's B as a multiple of everything else's, at least 1
+        (see `scale_lora_b`).
     """
 
     name: str = "adamw"
@@ -68,6 +71,7 @@ class OptimizerConfig:
     first_moment_dtype: str = "float32"
     clip_norm: float = 1.0
     layer_decay: float = 1.0
+    lora_plus_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("optimizer name", self.name, NAMES)
@@ -89,6 +93,7 @@ class OptimizerConfig:
             "epsilon": (0.0, math.inf),
             "clip_norm": (0.0, math.inf),
             "layer_decay": (0.0, 1.0),
+            "lora_plus_ratio": (1.0, math.inf),
         }
         for key, (low, high) in ranges.items():
             value = getattr(self, key)
@@ -155,6 +160,8 @@ def make_optimizer(
         ]
     if config.layer_decay != 1.0:
         parts.append(scale_by_layer_decay(config.layer_decay))
+    if config.lora_plus_ratio != 1.0:
+        parts.append(scale_lora_b(config.lora_plus_ratio))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule)), schedule
 
 

@@ -30,6 +30,7 @@ _UNDECAYED_NAMES = frozenset({"bias", "scale"})
 _STACKED_LAYERS = "layers"
 _FUSED_PROJECTION = "query_key_value"
 _EMBEDDINGS = "embeddings"
+_LORA_B = "lora_b"
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -151,6 +152,34 @@ def scale_by_layer_decay(decay: float) -> optax.GradientTransformation:
             return update * factors.reshape(layers, *(1 for _ in update.shape[1:]))
 
         return jax.tree_util.tree_map_with_path(scale, updates)
+
+    return optax.stateless(update)
+
+
+def scale_lora_b(ratio: float) -> optax.GradientTransformation:
+    """Scales the updates of LoRA's B, which starts at zero and has a long way to go.
+
+    In the optimizer's chain this multiplies the learning rate, that of weight decay included. It is
+    LoRA+ (Hayou et al., arXiv:2402.12354), whose authors find a ratio of some 16 best.
+
+    Args:
+      ratio: of B's learning rate to that of A and of what stands on the encoder.
+
+    Raises:
+      UserError: on `update`, when no LoRA is trained.
+    """
+
+    def update(updates: PyTree, params: PyTree | None) -> PyTree:
+        del params
+        paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+        if not any(names[-1] == _LORA_B for names in paths):
+            raise UserError(
+                f"optimizer.lora_plus_ratio is {ratio}, and no LoRA is trained; set it to 1, or "
+                "model.lora_rank to 8, say."
+            )
+        return jax.tree_util.tree_map_with_path(
+            lambda path, update: update * ratio if _names(path)[-1] == _LORA_B else update, updates
+        )
 
     return optax.stateless(update)
 

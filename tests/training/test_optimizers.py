@@ -1,3 +1,4 @@
+import functools
 import math
 from typing import Any
 
@@ -326,6 +327,37 @@ def test_layer_decay_needs_layers() -> None:
         optimizer.update(params, optimizer.init(params), params)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_lora_plus_is_another_learning_rate_for_b(name: str) -> None:
+    rng = np.random.default_rng(4)
+    shapes = {"lora_a": (3, 4, 2), "lora_b": (3, 2, 5), "kernel": (4, 2)}
+    draws = [
+        {leaf: jnp.asarray(rng.normal(size=shape), jnp.float32) for leaf, shape in shapes.items()}
+        for _ in range(3)
+    ]
+    start, *gradients = ({"encoder": {"layers": {"update": draw}}} for draw in draws)
+    settings = {"name": name, "weight_decay": 0.1, "clip_norm": 0.0, "warmup_steps": 1}
+
+    def run(**others: Any) -> dict[str, Any]:
+        optimizer, _ = make_optimizer({**settings, **others}, total_steps=5)
+        params, state = start, optimizer.init(start)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params["encoder"]["layers"]["update"]
+
+    result = run(learning_rate=0.01, lora_plus_ratio=16.0)
+    expected = run(learning_rate=0.01) | {"lora_b": run(learning_rate=0.16)["lora_b"]}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), result, expected)
+
+
+def test_lora_plus_needs_lora() -> None:
+    params = {"classifier": {"kernel": jnp.ones((2, 2))}}
+    optimizer, _ = make_optimizer({"lora_plus_ratio": 16.0}, total_steps=5)
+    with pytest.raises(UserError, match="lora_plus_ratio is 16.0, and no LoRA is trained"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 def rates(total_steps: int, **settings: Any) -> list[float]:
     _, schedule = make_optimizer({"learning_rate": 2.0, **settings}, total_steps)
     return [float(schedule(step)) for step in range(total_steps + 2)]
@@ -374,6 +406,7 @@ def test_config_dicts_are_read() -> None:
         ({"first_moment_dtype": "bfloat16", "name": "adafactor"}, "keeps no first moment"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
         ({"layer_decay": 1.1}, "layer_decay is 1.1"),
+        ({"lora_plus_ratio": 0.5}, "lora_plus_ratio is 0.5"),
         ({"warmup_steps": 101}, "warmup_steps is 101.* 100 steps"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         (
