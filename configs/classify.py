@@ -28,6 +28,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         {
             "text": "text",
             "second_text": "",  # for pairs of texts
+            # More than 1: so many short texts may share a row of max_length tokens (packing), and
+            # batch_size counts rows.
+            "sequences_per_row": 1,
             "labels": (),  # their names in order; by default those that occur, sorted
             "label_separator": "|",  # between the labels of a multi_label row in CSV and TSV
             "submission": "name",  # how predictions give the class: name or number

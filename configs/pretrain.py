@@ -63,6 +63,8 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "objective": "nsp",  # or sop (sentence order), or none (one segment, full length)
             "short_sequence_share": 0.1,
             "random_next_share": 0.5,
+            # More than 1: so many short sequences may share a row (packing), with objective=none.
+            "sequences_per_row": 1,
             "masking": {
                 "unit": "token",  # or word, or span
                 "share": 0.15,

@@ -23,6 +23,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         {
             "text": "text",
             "second_text": "",  # for pairs of texts
+            # More than 1: so many short texts may share a row of max_length tokens (packing), and
+            # batch_size counts rows.
+            "sequences_per_row": 1,
             "hidden_label": None,  # a number that stands for a label that is not told
         }
     )

@@ -3,7 +3,7 @@
 An ``ExampleStream`` is a function from rows to arrays. Nothing is carried from batch to batch, so
 any host, worker or restarted run can build any rows and gets the same bits.
 
-Shapes: B rows, L sequence length, M masked positions.
+Shapes: B rows, N sequences, L row length, M masked positions, Q most sequences of a row.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from bert_jax.data.corpus import Split
-from bert_jax.data.framing import SpecialTokens
+from bert_jax.data.framing import FRAME_OF_SINGLE, SpecialTokens
 from bert_jax.data.masking import MaskingOptions, TokenTable, mask_rows
 from bert_jax.data.mixture import MixturePlan
 from bert_jax.data.order import shuffled_records
+from bert_jax.data.packing import Packing, PackingPlan, pack_batch
 from bert_jax.data.pairs import (
     UNIFORMS_PER_ROW,
     Objective,
@@ -71,40 +72,104 @@ class ExampleStream:
         self._table = token_table(tokenizer)
         self._seed = seed
         self._purpose = purpose
+        self._packing: PackingPlan | None = None
+        if pairs.is_packed:
+            self._packing = PackingPlan(
+                self._framed_lengths,
+                pairs.max_length,
+                pairs.sequences_per_row,
+                seed=seed,
+                purpose=purpose,
+            )
+
+    @property
+    def packing(self) -> Packing | None:
+        """What packing comes to, where rows hold several sequences."""
+        return None if self._packing is None else self._packing.sample
 
     def epoch_sizes(self) -> list[int]:
-        """Rows of one epoch of each corpus."""
+        """Sequences of one epoch of each corpus."""
         return [len(index) for index in self._indexes]
 
     def counts(self, rows: int) -> np.ndarray:
-        """How many of the first ``rows`` rows come from each corpus: int64 [corpora]."""
-        return self._plan.counts(rows)
+        """How many sequences of the first ``rows`` rows each corpus has: int64 [corpora]."""
+        return self._plan.counts(
+            rows if self._packing is None else self._packing.sequences_before(rows)
+        )
 
     def batch(self, first_row: int, rows: int) -> dict[str, np.ndarray]:
         """Builds rows ``first_row`` to ``first_row + rows`` of the stream.
 
         Returns:
-          ``token_ids``, ``segment_ids`` int32 [B, L]; ``lengths`` int32 [B], real tokens of a row;
-          ``masked_positions``, ``masked_labels`` int32 and ``masked_weights`` float32 [B, M];
-          ``next_sentence_label`` int32 [B]; ``example_weights`` float32 [B], all 1.
+          ``token_ids``, ``segment_ids`` int32 [B, L]; ``lengths`` int32, real tokens of a row [B],
+          or of each of its sequences [B, Q] where it may hold several; ``masked_positions``,
+          ``masked_labels`` int32 and ``masked_weights`` float32 [B, M]; ``next_sentence_label``
+          int32 [B]; ``example_weights`` float32 [B], all 1.
         """
-        pair_uniforms = self._uniforms("pairs", first_row, rows, UNIFORMS_PER_ROW)
-        coins = self._words("cuts", first_row, rows, self._pairs.coins_per_row)
-        sources, places = self._plan.assign(first_row, rows)
+        if self._packing is None:
+            token_ids_BL, segment_ids_BL, lengths, labels_B = self._build(
+                np.arange(first_row, first_row + rows),
+                self._uniforms("pairs", first_row, rows, UNIFORMS_PER_ROW),
+                self._words("cuts", first_row, rows, self._pairs.coins_per_row),
+            )
+            lengths_B = lengths
+        else:
+            token_ids_BL, segment_ids_BL, lengths = self._packed(self._packing, first_row, rows)
+            lengths_B, labels_B = lengths.sum(axis=1), np.zeros(rows, np.int32)
+        masked = mask_rows(
+            token_ids_BL,
+            lengths_B,
+            self._uniforms("masks", first_row, rows, self._masking.uniforms_per_row),
+            self._words("mask order", first_row, rows, self._masking.words_per_row),
+            self._masking,
+            self._table,
+        )
+        return {
+            "token_ids": masked.token_ids_BL,
+            "segment_ids": segment_ids_BL,
+            "lengths": lengths,
+            "masked_positions": masked.positions_BM,
+            "masked_labels": masked.labels_BM,
+            "masked_weights": masked.weights_BM,
+            "next_sentence_label": labels_B,
+            "example_weights": np.ones(rows, np.float32),
+        }
+
+    def _locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The corpus and the window of each sequence: both int64 [N]."""
+        first = int(numbers.min())
+        sources, places = self._plan.assign(first, int(numbers.max()) - first + 1)
+        sources, windows = sources[numbers - first], places[numbers - first]
+        for source, index in enumerate(self._indexes):
+            mine = sources == source
+            shuffle_seed = purpose_seed(self._seed, f"{self._purpose} order {source}")
+            windows[mine] = shuffled_records(len(index), windows[mine], shuffle_seed)
+        return sources, windows
+
+    def _framed_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """The most tokens of each sequence, special ones included: int64 [N]."""
+        sources, windows = self._locate(numbers)
+        lengths = np.empty(len(numbers), np.int64)
+        for source, index in enumerate(self._indexes):
+            mine = sources == source
+            lengths[mine] = index.room(windows[mine], self._pairs.capacity) + FRAME_OF_SINGLE
+        return lengths
+
+    def _build(self, numbers: np.ndarray, pair_uniforms: np.ndarray, coins: np.ndarray) -> Rows:
+        """The sequences of some numbers, each in a row of its own."""
+        sources, windows = self._locate(numbers)
         built: list[Rows] = []
         order: list[np.ndarray] = []
-        for number, (split, index) in enumerate(zip(self._splits, self._indexes, strict=True)):
-            mine = np.flatnonzero(sources == number)
+        for source, (split, index) in enumerate(zip(self._splits, self._indexes, strict=True)):
+            mine = np.flatnonzero(sources == source)
             if not mine.size:
                 continue
-            shuffle_seed = purpose_seed(self._seed, f"{self._purpose} order {number}")
-            windows = shuffled_records(len(index), places[mine], shuffle_seed)
             order.append(mine)
             built.append(
                 build_rows(
                     split,
                     index,
-                    windows,
+                    windows[mine],
                     pair_uniforms[mine],
                     coins[mine],
                     self._pairs,
@@ -113,25 +178,22 @@ class ExampleStream:
             )
         # Rows were built source by source; put them back where the plan has them.
         back = np.argsort(np.concatenate(order))
-        merged = Rows(*(np.concatenate(parts)[back] for parts in zip(*built, strict=True)))
-        masked = mask_rows(
-            merged.token_ids_BL,
-            merged.lengths_B,
-            self._uniforms("masks", first_row, rows, self._masking.uniforms_per_row),
-            self._words("mask order", first_row, rows, self._masking.words_per_row),
-            self._masking,
-            self._table,
-        )
-        return {
-            "token_ids": masked.token_ids_BL,
-            "segment_ids": merged.segment_ids_BL,
-            "lengths": merged.lengths_B,
-            "masked_positions": masked.positions_BM,
-            "masked_labels": masked.labels_BM,
-            "masked_weights": masked.weights_BM,
-            "next_sentence_label": merged.labels_B,
-            "example_weights": np.ones(rows, np.float32),
+        return Rows(*(np.concatenate(parts)[back] for parts in zip(*built, strict=True)))
+
+    def _packed(
+        self, packing: PackingPlan, first_row: int, rows: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids and segments [B, L], and lengths [B, Q], of shared rows."""
+        numbers, row_of = packing.rows(first_row, rows)
+        none = np.empty((len(numbers), 0))  # single segments need no chance
+        built = self._build(numbers, none, none)
+        sequences = {
+            "token_ids": built.token_ids_BL,
+            "segment_ids": built.segment_ids_BL,
+            "lengths": built.lengths_B,
         }
+        packed = pack_batch(sequences, row_of, rows, self._pairs.max_length, packing.most)
+        return packed["token_ids"], packed["segment_ids"], packed["lengths"]
 
     def _uniforms(self, purpose: str, first_row: int, rows: int, draws: int) -> np.ndarray:
         return uniforms(self._seed, f"{self._purpose} {purpose}", first_row, rows, draws)

@@ -64,6 +64,7 @@ class PairOptions:
       objective: what the second segment is for.
       short_sequence_share: share of pair rows with a random, shorter target length.
       random_next_share: share of rows with label 1.
+      sequences_per_row: how many sequences at most share a row, where they are single segments.
 
     Raises:
       UserError: a value is out of range.
@@ -73,6 +74,7 @@ class PairOptions:
     objective: Objective = Objective.NEXT_SENTENCE
     short_sequence_share: float = 0.1
     random_next_share: float = 0.5
+    sequences_per_row: int = 1
 
     def __post_init__(self) -> None:
         if self.max_length < _SHORTEST_ROW:
@@ -83,6 +85,20 @@ class PairOptions:
         for name in ("short_sequence_share", "random_next_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; give a share from 0 to 1")
+        if self.sequences_per_row < 1:
+            raise UserError(
+                f"data.sequences_per_row is {self.sequences_per_row}; give 1, or more to pack"
+            )
+        if self.is_packed and self.objective is not Objective.NONE:
+            raise UserError(
+                f"data.sequences_per_row is {self.sequences_per_row}, and only single segments can "
+                "share a row; set it to 1, or --config.data.objective=none"
+            )
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows hold several sequences."""
+        return self.sequences_per_row > 1
 
     @property
     def capacity(self) -> int:
@@ -144,6 +160,12 @@ class WindowIndex:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def room(self, windows: np.ndarray, capacity: int) -> np.ndarray:
+        """The most text tokens of each window, known without reading its chunk: int64 [B]."""
+        chunks, where = self.locate(windows)
+        lengths = self._lengths[chunks].astype(np.int64)
+        return np.minimum(lengths - (where * lengths).astype(np.int64), capacity)
 
     def is_cut(self, chunks: np.ndarray, at_end: np.ndarray) -> np.ndarray:
         """Whether a window's end is where a full chunk was cut off, hardly ever a sentence's end.
@@ -239,7 +261,10 @@ def build_rows(
     chunk_numbers, where = index.locate(windows)
     chunks = source.read(chunk_numbers)
     if options.objective is Objective.NONE:
-        return _build_single_segments(chunks, where, options, special)
+        rooms = np.full(len(windows), options.capacity)
+        if options.is_packed:  # the plan of what shares a row knows no more
+            rooms = index.room(windows, options.capacity)
+        return _build_single_segments(chunks, where, rooms, options, special)
 
     targets = _target_lengths(uniforms, options)
     window = _choose_windows(chunks, where, targets, uniforms[:, _SPLIT])
@@ -364,13 +389,16 @@ def _random_starts(
 
 
 def _build_single_segments(
-    chunks: ChunkBatch, where: np.ndarray, options: PairOptions, special: SpecialTokens
+    chunks: ChunkBatch,
+    where: np.ndarray,
+    rooms: np.ndarray,
+    options: PairOptions,
+    special: SpecialTokens,
 ) -> Rows:
     """Rows of ``[CLS] text [SEP]`` that start at a sentence and are filled to the last token."""
     rows = len(where)
-    full = np.full(rows, options.capacity)
-    start = _choose_windows(chunks, where, full, np.zeros(rows)).start
-    length = np.minimum(chunks.token_offsets[1:] - start, options.capacity)
+    start = _choose_windows(chunks, where, rooms, np.zeros(rows)).start
+    length = np.minimum(chunks.token_offsets[1:] - start, rooms)
     framed = frame_singles(chunks.token_ids, start, length, options.max_length, special)
     return _labelled(framed, np.zeros(rows, np.int32))
 

@@ -1,10 +1,12 @@
 """Bidirectional multi-head self-attention (Vaswani et al., arXiv:1706.03762).
 
-Shapes: B batch, L length (of queries), S length (of keys and values), D model width, N heads,
-K head width.
+Shapes: B batch, L length (of queries), S length (of keys and values), Q sequences of a row, D model
+width, N heads, K head width. `lengths` are [B], or [B, Q] for rows of several sequences.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from bert_jax.models.adaptation import add_low_rank_update
 from bert_jax.models.config import BertConfig
 from bert_jax.models.fused_attention import cudnn_attention, splash_attention
 from bert_jax.models.layers import Projection, dropout
+from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
 
@@ -26,7 +29,8 @@ def dot_product_attention(
     query_BLNK: Array,
     key_BSNK: Array,
     value_BSNK: Array,
-    lengths_B: Array,
+    lengths: Array,
+    query_positions_BL: Array | None = None,
     *,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -39,8 +43,9 @@ def dot_product_attention(
       query_BLNK: queries.
       key_BSNK: keys.
       value_BSNK: values.
-      lengths_B: int32, how many leading keys are real. Keys past them change nothing. With length 0
-        the output is finite and means nothing.
+      lengths: int32, how many leading keys are real. Keys past them change nothing. With length 0
+        the output is finite and means nothing. Or the lengths of the sequences of each row.
+      query_positions_BL: int32, where the queries stand among the keys; None: where the keys do.
       dropout_rate: dropped share of the attention probabilities.
       dropout_key: typed PRNG key for it; without one nothing is dropped.
 
@@ -51,15 +56,22 @@ def dot_product_attention(
     scores_BNLS = jnp.einsum(
         "BLNK,BSNK->BNLS", query_BLNK * scale, key_BSNK, preferred_element_type=jnp.float32
     )
-    real_BS = jnp.arange(key_BSNK.shape[1]) < lengths_B[:, None]
-    scores_BNLS = jnp.where(real_BS[:, None, None, :], scores_BNLS, MASKED_SCORE)
+    if is_packed(lengths):
+        numbers_BS = sequence_numbers(lengths, key_BSNK.shape[1])
+        numbers_BL = numbers_BS
+        if query_positions_BL is not None:
+            numbers_BL = jnp.take_along_axis(numbers_BS, query_positions_BL, axis=1)
+        seen_BLS = numbers_BL[:, :, None] == numbers_BS[:, None]
+    else:
+        seen_BLS = (jnp.arange(key_BSNK.shape[1]) < lengths[:, None])[:, None]
+    scores_BNLS = jnp.where(seen_BLS[:, None], scores_BNLS, MASKED_SCORE)
     probabilities_BNLS = jax.nn.softmax(scores_BNLS, axis=-1).astype(value_BSNK.dtype)
     if dropout_key is not None:
         probabilities_BNLS = dropout(probabilities_BNLS, dropout_rate, dropout_key)
     return jnp.einsum("BNLS,BSNK->BLNK", probabilities_BNLS, value_BSNK)
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "xla": dot_product_attention,
     "splash": splash_attention,
     "cudnn": cudnn_attention,
@@ -77,14 +89,21 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries_BLD: Array, hidden_BSD: Array, lengths_B: Array, *, deterministic: bool
+        self,
+        queries_BLD: Array,
+        hidden_BSD: Array,
+        lengths: Array,
+        query_positions_BL: Array | None = None,
+        *,
+        deterministic: bool,
     ) -> Array:
         """Gives the attention block's output [B, L, D] at the queries.
 
         Args:
           queries_BLD: the hidden states of the positions that attend.
           hidden_BSD: those of all positions, which are attended to.
-          lengths_B: int32, how many of them are real.
+          lengths: int32, how many of them are real, or how many each sequence of a row has.
+          query_positions_BL: int32, where the queries stand, if they are not all positions.
           deterministic: without dropout.
         """
         config = self.config
@@ -109,14 +128,15 @@ class SelfAttention(nn.Module):
             )
         )
         drop = config.attention_dropout > 0.0 and not deterministic
-        # Of few queries the scores are few, and a kernel would pad them to its blocks.
-        few = query_BLNK.shape[1] < key_BSNK.shape[1]
-        attend = dot_product_attention if few else IMPLEMENTATIONS[config.attention]
+        attend = IMPLEMENTATIONS[config.attention]
+        if query_positions_BL is not None:
+            # Of few queries the scores are few, and a kernel would pad them to its blocks.
+            attend = partial(dot_product_attention, query_positions_BL=query_positions_BL)
         context_BLNK = attend(
             query_BLNK,
             key_BSNK,
             value_BSNK,
-            lengths_B,
+            lengths,
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if drop else None,
         )

@@ -1,7 +1,7 @@
 """The BERT encoder (Devlin et al., arXiv:1810.04805): embeddings and a stack of post-norm layers.
 
-Shapes: B batch, L length, P positions that are read, D model width, V vocabulary (padded), S hidden
-states.
+Shapes: B batch, L length, Q sequences of a row, P positions that are read, D model width, V
+vocabulary (padded), S hidden states. `lengths` are [B], or [B, Q] for rows of several sequences.
 
 The parameters of all layers are stacked on a leading axis "layers" and run by `nn.scan`: one layout
 whatever the unroll factor. Where all are unrolled, the last is computed only at the positions that
@@ -26,6 +26,7 @@ from bert_jax.models.adaptation import Adapter, add_low_rank_update
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
+from bert_jax.models.packing import is_packed, positions_within
 
 Array = jax.Array
 
@@ -64,7 +65,9 @@ class Embeddings(nn.Module):
         self.norm = LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.compute_dtype))
         self.dropout = Dropout(config.hidden_dropout)
 
-    def __call__(self, token_ids_BL: Array, segment_ids_BL: Array, *, deterministic: bool) -> Array:
+    def __call__(
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, *, deterministic: bool
+    ) -> Array:
         """Embeds int32 [B, L] tokens and segments as [B, L, D] in the compute type.
 
         Raises:
@@ -78,8 +81,12 @@ class Embeddings(nn.Module):
             )
         segment_one_hot_BLS = jax.nn.one_hot(segment_ids_BL, self.config.segments)
         hidden_BLD = jnp.take(self.word, token_ids_BL, axis=0)
-        hidden_BLD += self.position[:length]
-        # A product with one-hot rows: its gradient is a product too, not a scatter into two rows.
+        # Products with one-hot rows: their gradients are products too, not scatters into few rows.
+        if is_packed(lengths):
+            position_one_hot_BLL = jax.nn.one_hot(positions_within(lengths, length), length)
+            hidden_BLD += position_one_hot_BLL @ self.position[:length]
+        else:
+            hidden_BLD += self.position[:length]
         hidden_BLD += segment_one_hot_BLS @ self.segment
         hidden_BLD = self.norm(constrain_hidden(hidden_BLD))
         return self.dropout(hidden_BLD, deterministic=deterministic)
@@ -138,7 +145,7 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         hidden_BLD: Array,
-        lengths_B: Array,
+        lengths: Array,
         deterministic: bool,
         all_hidden_states: bool,
         positions_BP: Array | None = None,
@@ -150,7 +157,9 @@ class EncoderLayer(nn.Module):
         all_BLD = hidden_BLD
         if positions_BP is not None:
             hidden_BLD = _take(hidden_BLD, positions_BP)
-        update_BLD = self.attention(hidden_BLD, all_BLD, lengths_B, deterministic=deterministic)
+        update_BLD = self.attention(
+            hidden_BLD, all_BLD, lengths, positions_BP, deterministic=deterministic
+        )
         update_BLD = self.dropout(update_BLD, deterministic=deterministic)
         if self.config.adapter_width:
             update_BLD = self.attention_adapter(update_BLD)
@@ -206,7 +215,7 @@ class Encoder(nn.Module):
         self,
         token_ids_BL: Array,
         segment_ids_BL: Array,
-        lengths_B: Array,
+        lengths: Array,
         *,
         deterministic: bool,
         all_hidden_states: bool = False,
@@ -217,8 +226,10 @@ class Encoder(nn.Module):
         Args:
           token_ids_BL: int32 word pieces in [0, vocabulary_size).
           segment_ids_BL: int32 segments (BERT's token types).
-          lengths_B: int32; the first `lengths_B[i]` tokens of row i are real. What comes after them
-            changes no output at a real position; length 0 gives finite numbers.
+          lengths: int32 [B]; the first `lengths[i]` tokens of row i are real. What comes after them
+            changes no output at a real position; length 0 gives finite numbers. Or int32 [B, Q],
+            the lengths of the sequences that row i holds, one after the other: they do not attend
+            to each other, and each comes out as it would in a row of its own.
           deterministic: without dropout. Otherwise `apply` needs `rngs={"dropout": key}`.
           all_hidden_states: give the states between the layers too.
           positions_BP: int32 in [0, L), the positions that are read; not with `all_hidden_states`.
@@ -231,18 +242,20 @@ class Encoder(nn.Module):
         Raises:
           UserError: L is larger than the position table.
         """
-        embedded_BLD = self.embeddings(token_ids_BL, segment_ids_BL, deterministic=deterministic)
+        embedded_BLD = self.embeddings(
+            token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
+        )
         if positions_BP is not None and self.config.unrolled and not self.is_initializing():
-            return self._unrolled(embedded_BLD, lengths_B, deterministic, positions_BP)
+            return self._unrolled(embedded_BLD, lengths, deterministic, positions_BP)
         hidden_BLD, states_SBLD = self.layers(
-            embedded_BLD, lengths_B, deterministic, all_hidden_states
+            embedded_BLD, lengths, deterministic, all_hidden_states
         )
         if states_SBLD is not None:
             return jnp.concatenate([embedded_BLD[None], states_SBLD])
         return hidden_BLD if positions_BP is None else _take(hidden_BLD, positions_BP)
 
     def _unrolled(
-        self, hidden_BLD: Array, lengths_B: Array, deterministic: bool, positions_BP: Array
+        self, hidden_BLD: Array, lengths: Array, deterministic: bool, positions_BP: Array
     ) -> Array:
         """The layers one by one, the last of them at the positions only.
 
@@ -256,7 +269,7 @@ class Encoder(nn.Module):
             hidden_BLD, _ = layer.apply(
                 {"params": jax.tree.map(operator.itemgetter(number), stacked)},
                 hidden_BLD,
-                lengths_B,
+                lengths,
                 deterministic,
                 False,
                 positions_BP if number == last else None,

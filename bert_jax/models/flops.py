@@ -22,7 +22,7 @@ _PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def train_flops_per_token(
-    config: BertConfig, length: int, decoded_share: float, read_share: float = 1.0
+    config: BertConfig, length: float, decoded_share: float, read_share: float = 1.0
 ) -> float:
     """FLOPs of the forward and backward pass for one token of a sequence.
 
@@ -37,7 +37,7 @@ def train_flops_per_token(
 
     Args:
       config: the model.
-      length: tokens a sequence, which attention's cost grows with.
+      length: tokens a sequence, on average, which attention's cost grows with.
       decoded_share: p, the share of positions whose vocabulary logits are computed.
       read_share: the share of positions whose last hidden states the heads read.
     """

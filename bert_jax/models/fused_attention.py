@@ -3,7 +3,8 @@
 Both give what `attention.dot_product_attention` gives, at every query. Neither can drop attention
 probabilities.
 
-Shapes: B batch, L length (of queries), S length (of keys and values), N heads, K head width.
+Shapes: B batch, L length (of queries), S length (of keys and values), Q sequences of a row, N
+heads, K head width. `lengths` are [B], or [B, Q] for rows of several sequences.
 """
 
 import math
@@ -18,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 
 from bert_jax.errors import UserError
+from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
 
@@ -51,7 +53,7 @@ def splash_attention(
     query_BLNK: Array,
     key_BSNK: Array,
     value_BSNK: Array,
-    lengths_B: Array,
+    lengths: Array,
     *,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -60,7 +62,8 @@ def splash_attention(
     """JAX's Pallas kernel for TPUs, a kind of FlashAttention (Dao et al., arXiv:2205.14135).
 
     Padding is told to the kernel by segments: queries attend to keys of their own segment, which is
-    that of the real keys. Lengths are padded to a multiple of 128 inside.
+    that of the real keys, or in a row of several sequences that of their sequence. Lengths are
+    padded to a multiple of 128 inside.
 
     The partitioner of `jit` cannot look into a kernel. In a mesh, each device computes the batch
     and the heads that the logical axis rules give it; an axis that the mesh does not divide is
@@ -70,8 +73,8 @@ def splash_attention(
       query_BLNK: queries, float32 or bfloat16.
       key_BSNK: keys.
       value_BSNK: values.
-      lengths_B: int32, how many leading keys are real. With length 0 the output is finite and means
-        nothing.
+      lengths: int32, how many leading keys are real. With length 0 the output is finite and means
+        nothing. Or the lengths of the sequences of each row, for as many queries as keys.
       dropout_rate: must be left out, and so must
       dropout_key: this.
       interpret: run the kernel step by step on whatever platform there is, slowly.
@@ -84,7 +87,7 @@ def splash_attention(
     """
     _refuse_dropout("splash", dropout_rate, dropout_key)
 
-    def attend(query_BLNK: Array, key_BSNK: Array, value_BSNK: Array, lengths_B: Array) -> Array:
+    def attend(query_BLNK: Array, key_BSNK: Array, value_BSNK: Array, lengths: Array) -> Array:
         queries, keys, heads = query_BLNK.shape[1], key_BSNK.shape[1], query_BLNK.shape[2]
         query_BNLK, key_BNSK, value_BNSK = (
             _pad_length(array).swapaxes(1, 2) for array in (query_BLNK, key_BSNK, value_BSNK)
@@ -105,17 +108,21 @@ def splash_attention(
             q_seq_shards=1,
             interpret=interpret,
         )
-        real_BS = jnp.arange(shape[1]) < jnp.minimum(lengths_B, keys)[:, None]
-        segments = splash_attention_kernel.SegmentIds(
-            q=jnp.ones((len(lengths_B), shape[0]), jnp.int32), kv=real_BS.astype(jnp.int32)
-        )
+        if is_packed(lengths):
+            numbers_BS = sequence_numbers(lengths, shape[1])
+            segments = splash_attention_kernel.SegmentIds(q=numbers_BS, kv=numbers_BS)
+        else:
+            real_BS = jnp.arange(shape[1]) < jnp.minimum(lengths, keys)[:, None]
+            segments = splash_attention_kernel.SegmentIds(
+                q=jnp.ones((len(lengths), shape[0]), jnp.int32), kv=real_BS.astype(jnp.int32)
+            )
         scale = 1 / math.sqrt(query_BLNK.shape[-1])
         context_BNLK = jax.vmap(kernel)(query_BNLK * scale, key_BNSK, value_BNSK, segments)
         return context_BNLK.swapaxes(1, 2)[:, :queries]
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend(query_BLNK, key_BSNK, value_BSNK, lengths_B)
+        return attend(query_BLNK, key_BSNK, value_BSNK, lengths)
     batch, heads = (
         axes if query_BLNK.shape[axis] % _devices(mesh, axes) == 0 else None
         for axis, axes in zip((0, 2), logical_to_mesh_axes(("batch", "heads")) or (), strict=True)
@@ -126,7 +133,7 @@ def splash_attention(
         in_specs=(parts, parts, parts, rows),
         out_specs=parts,
         check_vma=False,  # the kernel does not say over which axes its outputs differ
-    )(query_BLNK, key_BSNK, value_BSNK, lengths_B)
+    )(query_BLNK, key_BSNK, value_BSNK, lengths)
     return context_BLNK
 
 
@@ -134,22 +141,23 @@ def cudnn_attention(
     query_BLNK: Array,
     key_BSNK: Array,
     value_BSNK: Array,
-    lengths_B: Array,
+    lengths: Array,
     *,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
     """cuDNN's fused attention for NVIDIA GPUs, in bfloat16.
 
-    Padding is told by the keys' lengths alone: a mask would become a bias with a gradient of its
-    own, and lengths of queries would zero what padded queries give.
+    Padding is told by the keys' lengths alone: lengths of queries would zero what padded queries
+    give. Rows of several sequences need a mask, which becomes a bias in memory, of the scores' size
+    but for the heads.
 
     Args:
       query_BLNK: queries, bfloat16; K is a multiple of 8 up to 128.
       key_BSNK: keys.
       value_BSNK: values.
-      lengths_B: int32, how many leading keys are real. With length 0 the output is finite and means
-        nothing.
+      lengths: int32, how many leading keys are real. With length 0 the output is finite and means
+        nothing. Or the lengths of the sequences of each row, for as many queries as keys.
       dropout_rate: must be left out, and so must
       dropout_key: this.
 
@@ -160,11 +168,16 @@ def cudnn_attention(
       UserError: there is a key for dropout.
     """
     _refuse_dropout("cudnn", dropout_rate, dropout_key)
+    seen_BNLS = None
+    if is_packed(lengths):
+        numbers_BS = sequence_numbers(lengths, key_BSNK.shape[1])
+        seen_BNLS = (numbers_BS[:, :, None] == numbers_BS[:, None])[:, None]
     context_BLNK: Array = jax.nn.dot_product_attention(
         query_BLNK,
         key_BSNK,
         value_BSNK,
-        key_value_seq_lengths=lengths_B,
+        mask=seen_BNLS,
+        key_value_seq_lengths=lengths if seen_BNLS is None else None,
         implementation="cudnn",
     )
     return context_BLNK

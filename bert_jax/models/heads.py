@@ -1,10 +1,11 @@
 """Heads over the encoder, and the models that pretraining and fine-tuning train.
 
-Every model is applied to ``(token_ids_BL, segment_ids_BL, lengths_B)`` and keeps its encoder under
+Every model is applied to ``(token_ids_BL, segment_ids_BL, lengths)`` and keeps its encoder under
 ``encoder``, so that parameters pass from one to another by name.
 
-Shapes: B batch, C choices, L length, M masked positions, P positions that are read,
-D model width, V vocabulary (padded), T targets (classes, tags).
+Shapes: B batch, L length, Q sequences of a row, M masked positions, P positions that are read,
+D model width, V vocabulary (padded), T targets (classes, tags). `lengths` are [B], or [B, Q] for
+rows of several sequences.
 """
 
 import jax
@@ -14,6 +15,7 @@ from flax import linen as nn
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, gelu, parameter
+from bert_jax.models.packing import first_positions, is_packed
 
 Array = jax.Array
 
@@ -22,13 +24,13 @@ PADDING_LOGIT = -1e9
 
 
 class Pooler(nn.Module):
-    """BERT's sentence vector: tanh of a projection of the first position."""
+    """BERT's sentence vector: tanh of a projection of a sequence's first position."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, hidden_BLD: Array) -> Array:
-        """Maps [B, L, D] to [B, D] in the compute type."""
+    def __call__(self, first: Array) -> Array:
+        """Maps first positions [..., D] to [..., D] in the compute type."""
         config = self.config
         # Only one of the two widths is named, since a mesh axis can divide only one.
         projection = Projection(
@@ -38,7 +40,7 @@ class Pooler(nn.Module):
             dtype=jnp.dtype(config.compute_dtype),
             name="projection",
         )
-        return jnp.tanh(projection(hidden_BLD[:, 0]))
+        return jnp.tanh(projection(first))
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -110,7 +112,7 @@ class PretrainingModel(nn.Module):
         self,
         token_ids_BL: Array,
         segment_ids_BL: Array,
-        lengths_B: Array,
+        lengths: Array,
         masked_positions_BM: Array,
         *,
         deterministic: bool,
@@ -120,7 +122,8 @@ class PretrainingModel(nn.Module):
         Args:
           token_ids_BL: int32 word pieces in [0, vocabulary_size).
           segment_ids_BL: int32 segments.
-          lengths_B: int32 real tokens of each row, a prefix.
+          lengths: int32 real tokens of each row, a prefix; without the next-sentence head also
+            those of each sequence of a row.
           masked_positions_BM: int32 in [0, L); unused slots may repeat any position.
           deterministic: without dropout. Otherwise `apply` needs `rngs={"dropout": key}`.
 
@@ -138,7 +141,7 @@ class PretrainingModel(nn.Module):
         hidden_BPD = self.encoder(
             token_ids_BL,
             segment_ids_BL,
-            lengths_B,
+            lengths,
             deterministic=deterministic,
             positions_BP=positions_BP,
         )
@@ -146,7 +149,7 @@ class PretrainingModel(nn.Module):
         mlm_logits_BMV = self.mlm_head(masked_BMD, self.encoder.embeddings.word)
         if not self.next_sentence:
             return mlm_logits_BMV, None
-        return mlm_logits_BMV, self.next_sentence_head(self.pooler(hidden_BPD))
+        return mlm_logits_BMV, self.next_sentence_head(self.pooler(hidden_BPD[:, 0]))
 
 
 class EncoderModel(nn.Module):
@@ -172,7 +175,7 @@ class EncoderModel(nn.Module):
         hidden_BLD = self.encoder(
             token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
         )
-        return hidden_BLD, self.pooler(hidden_BLD) if self.with_pooler else None
+        return hidden_BLD, self.pooler(hidden_BLD[:, 0]) if self.with_pooler else None
 
 
 class SequenceClassifier(nn.Module):
@@ -193,19 +196,22 @@ class SequenceClassifier(nn.Module):
         self.classifier = _target_projection(self.config, self.targets)
 
     def __call__(
-        self, token_ids_BL: Array, segment_ids_BL: Array, lengths_B: Array, *, deterministic: bool
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, *, deterministic: bool
     ) -> Array:
-        """Gives float32 scores [B, T]."""
-        hidden_B1D = self.encoder(
+        """Gives float32 scores [B, T], or [B, Q, T] of rows of several sequences."""
+        packed = is_packed(lengths)
+        rows, length = token_ids_BL.shape
+        first_BQ = first_positions(lengths, length) if packed else jnp.zeros((rows, 1), jnp.int32)
+        hidden_BQD = self.encoder(
             token_ids_BL,
             segment_ids_BL,
-            lengths_B,
+            lengths,
             deterministic=deterministic,
-            positions_BP=jnp.zeros((token_ids_BL.shape[0], 1), jnp.int32),
+            positions_BP=first_BQ,
         )
-        pooled_BD = self.dropout(self.pooler(hidden_B1D), deterministic=deterministic)
-        scores_BT: Array = self.classifier(pooled_BD)
-        return scores_BT
+        pooled = self.pooler(hidden_BQD if packed else hidden_BQD[:, 0])
+        scores: Array = self.classifier(self.dropout(pooled, deterministic=deterministic))
+        return scores
 
 
 class TokenClassifier(nn.Module):

@@ -1,7 +1,8 @@
 """What the tasks share that fine-tune an encoder on labelled rows of text.
 
 A task of this kind reads its data into memory once, as rows of tokens; batches of rows of about the
-same length are planned from their lengths. The encoder's shape and its vocabulary come with the
+same length are planned from their lengths, or with ``data.sequences_per_row`` rows that several
+short ones share. The encoder's shape and its vocabulary come with the
 parameters that ``init_from`` names, and afterwards with the run's own checkpoints.
 """
 
@@ -18,6 +19,9 @@ from flax import linen as nn
 
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
 from bert_jax.data.corpus import read_vocabulary
+from bert_jax.data.order import shuffled_records
+from bert_jax.data.packing import PackingPlan, pack_batch
+from bert_jax.data.randomness import purpose_seed
 from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -69,14 +73,17 @@ class FineTuning(Task):
                     "LoRA and adapters adapt a trained encoder; give --config.init_from=DIRECTORY"
                 )
             self._base_fingerprint = base_fingerprint(start.params, self.encoder)
+        self._packing: PackingPlan | None = None
         training = self.read("train") if start.trains else None
         self._validation = self.read("validation")
         self.description = self.describe()
         self.model = self.description.model()
         if training is not None:
             self._training = training
+            self._packing = self._plan_packing()
             if config.total_steps == 0:
-                steps = round(config.epochs * len(training) / config.batch_size)
+                per_row = self._packing.sample.sequences_per_row if self._packing else 1.0
+                steps = round(config.epochs * len(training) / (config.batch_size * per_row))
                 config.total_steps = max(1, steps)
             self._training_lengths = choose_lengths(training.lengths, longest)
             self._plan = BucketPlan(
@@ -108,15 +115,22 @@ class FineTuning(Task):
     def phases(self) -> tuple[Phase, ...]:
         """One phase, in which batches have several lengths."""
         config = self.config
-        return (Phase(0, config.total_steps, config.batch_size, "rows of several lengths"),)
+        name = "rows of several lengths"
+        if self._start.trains and self._packing:
+            name = f"length {config.data.max_length}: {self._packing.sample}"
+        return (Phase(0, config.total_steps, config.batch_size, name),)
 
     def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         """The given rows of the global batch of the update that follows ``step`` updates."""
+        if self._packing:
+            return self._packed_batch(self._packing, step, rows)
         numbers, length = self._plan.batch(step)
         return self._batch(self._training, numbers[rows], length)
 
     def example_shapes(self, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a row of the longest batches."""
+        if self._packing:
+            return super().example_shapes(phase)
         longest = np.argmax(self._training.lengths, keepdims=True)
         batch = self._batch(self._training, longest, self._training_lengths[-1])
         return shapes_of_examples(batch)
@@ -133,6 +147,37 @@ class FineTuning(Task):
         longest = int(self._validation.lengths[whole].max())
         length = padded_length(longest, self._validation_lengths)
         return pad_batch(self._batch(self._validation, whole[rows], length), rows.stop - rows.start)
+
+    def _plan_packing(self) -> PackingPlan | None:
+        """How training rows share rows of the model, if they do."""
+        config = self.config
+        most = config.data.get("sequences_per_row", 1)
+        if most < 1:
+            raise UserError(f"data.sequences_per_row is {most}; give 1, or more to pack")
+        if most == 1:
+            return None
+        return PackingPlan(
+            self._shuffled_lengths,
+            config.data.max_length,
+            most,
+            seed=config.seed,
+            purpose="rows",
+        )
+
+    def _shuffled(self, numbers: np.ndarray) -> np.ndarray:
+        """The training rows that the endless stream has at some numbers."""
+        seed = purpose_seed(self.config.seed, "rows")
+        return shuffled_records(len(self._training), numbers, seed)
+
+    def _shuffled_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        return self._training.lengths[self._shuffled(numbers)]
+
+    def _packed_batch(self, packing: PackingPlan, step: int, rows: slice) -> dict[str, np.ndarray]:
+        length, count = self.config.data.max_length, rows.stop - rows.start
+        first = step * self.config.batch_size + rows.start
+        numbers, row_of = packing.rows(first, count)
+        batch = self._batch(self._training, self._shuffled(numbers), length)
+        return pack_batch(batch, row_of, count, length, packing.most)
 
     def _batch(self, source: Rows, numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
         batch = source.rows(numbers, length)
@@ -159,8 +204,9 @@ class FineTuning(Task):
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward, without the vocabulary."""
-        read_share = 1 / length if self.description.reads_first_position_only else 1.0
-        return train_flops_per_token(self.encoder, length, 0.0, read_share)
+        attended = self._packing.sample.mean_length if self._packing else length
+        read_share = 1 / attended if self.description.reads_first_position_only else 1.0
+        return train_flops_per_token(self.encoder, attended, 0.0, read_share)
 
     # --- what a checkpoint holds ---
 

@@ -92,7 +92,14 @@ class Pretraining(Task):
         # Made here, so that what is wrong with a split is said before the first step.
         everything = range(len(self._corpora))
         self._training_streams = [
-            self._stream(number, "train", everything, config.seed, f"train phase {number}")
+            self._stream(
+                number,
+                "train",
+                everything,
+                config.seed,
+                f"train phase {number}",
+                config.data.sequences_per_row,
+            )
             for number in range(len(self._max_lengths))
         ]
         # One stream a corpus for each phase, so that every example counts once.
@@ -116,7 +123,7 @@ class Pretraining(Task):
         shares = (1 - config.second_phase.share, config.second_phase.share)
         sizes = (config.batch_size, config.second_phase.batch_size or config.batch_size)
         epochs_per_step = sum(
-            share * size / sum(stream.epoch_sizes())
+            share * size * _sequences_per_row(stream) / sum(stream.epoch_sizes())
             for share, size, stream in zip(shares, sizes, self._training_streams, strict=False)
         )
         return round(epochs / epochs_per_step)
@@ -133,11 +140,14 @@ class Pretraining(Task):
         config = self.config
         second = config.second_phase
         boundary = config.total_steps - round(second.share * config.total_steps)
-        first_length, *second_length = self._max_lengths
-        phases = [Phase(0, boundary, config.batch_size, f"length {first_length}")]
-        for length in second_length:
+        names = [
+            f"length {length}" + (f": {stream.packing}" if stream.packing else "")
+            for length, stream in zip(self._max_lengths, self._training_streams, strict=True)
+        ]
+        phases = [Phase(0, boundary, config.batch_size, names[0])]
+        for name in names[1:]:
             rows = second.batch_size or config.batch_size
-            phases.append(Phase(boundary, config.total_steps, rows, f"length {length}"))
+            phases.append(Phase(boundary, config.total_steps, rows, name))
         return tuple(phases)
 
     def initialise(self, key: jax.Array) -> Any:
@@ -209,7 +219,13 @@ class Pretraining(Task):
     # --- data ---
 
     def _stream(
-        self, phase: int, split: str, numbers: Sequence[int], seed: int, purpose: str
+        self,
+        phase: int,
+        split: str,
+        numbers: Sequence[int],
+        seed: int,
+        purpose: str,
+        sequences_per_row: int = 1,
     ) -> ExampleStream:
         data, length = self.config.data, self._max_lengths[phase]
         weights = np.array([self._parts[number].weight for number in numbers])
@@ -217,7 +233,13 @@ class Pretraining(Task):
             [self._corpora[number].split(split) for number in numbers],
             weights / weights.sum(),
             self.tokenizer,
-            PairOptions(length, self._objective, data.short_sequence_share, data.random_next_share),
+            PairOptions(
+                length,
+                self._objective,
+                data.short_sequence_share,
+                data.random_next_share,
+                sequences_per_row,
+            ),
             MaskingOptions(length, **{**data.masking, "unit": self._unit}),
             seed=seed,
             purpose=purpose,
@@ -261,7 +283,7 @@ class Pretraining(Task):
         return pad_batch(batch, end - first)
 
     def data_metrics(self, step: int) -> dict[str, float]:
-        """Epochs of each phase's data, and the rows read of each corpus of a mixture."""
+        """Epochs of each phase's data, and the sequences read of each corpus of a mixture."""
         counts = np.zeros(len(self._corpora), np.int64)
         epochs = 0.0
         for phase, stream in zip(self.phases, self._training_streams, strict=True):
@@ -297,10 +319,15 @@ class Pretraining(Task):
         }
 
     def flops_per_token(self, length: int) -> float:
-        """Forward and backward, with only the masked positions decoded."""
+        """Forward and backward, with only the masked positions decoded.
+
+        In rows that several sequences share, a token attends within its own.
+        """
         share = self.config.data.masking.share
         first = 0.0 if self._objective is Objective.NONE else 1 / length
-        return train_flops_per_token(self.description.config, length, share, share + first)
+        packing = self._training_streams[self._max_lengths.index(length)].packing
+        attended = length if packing is None else packing.mean_length
+        return train_flops_per_token(self.description.config, attended, share, share + first)
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
         """The masked-token loss next to that of the unigram model, and the accuracies."""
@@ -348,6 +375,10 @@ def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:
             "prepare the corpus with that model's vocabulary (prepare --vocabulary DIRECTORY), "
             "which may be extended there (--extend_vocabulary)"
         )
+
+
+def _sequences_per_row(stream: ExampleStream) -> float:
+    return 1.0 if stream.packing is None else stream.packing.sequences_per_row
 
 
 def _open(

@@ -113,3 +113,77 @@ def test_padding_has_no_tokens_and_no_weight(corpus):
     padded = pad_batch(batch, 8)
     assert_equal({name: array[:3] for name, array in padded.items()}, batch)
     assert all((array[3:] == 0).all() for array in padded.values())
+
+
+def make_packed_stream(corpora, weights=(1.0,), length=LENGTH):
+    return ExampleStream(
+        [corpus.split("train") for corpus in corpora],
+        weights,
+        corpora[0].tokenizer,
+        PairOptions(length, Objective.NONE, sequences_per_row=4),
+        MaskingOptions(length),
+        seed=0,
+        purpose="test",
+    )
+
+
+def sequences_of(batch):
+    """The texts of packed rows, before masking."""
+    for row, lengths in zip(unmask(batch), batch["lengths"], strict=True):
+        ends = np.cumsum(lengths)
+        yield from (
+            row[end - length : end] for end, length in zip(ends, lengths, strict=True) if length
+        )
+        assert not row[ends[-1] :].any()
+
+
+@pytest.mark.parametrize("length", [LENGTH, 24])  # 24: a chunk has several sequences
+def test_packed_rows_hold_the_sequences_of_unpacked_ones(corpus, length):
+    stream = make_packed_stream([corpus], length=length)
+    batch = stream.batch(100, 40)
+    assert batch["token_ids"].shape == (40, length) and batch["lengths"].shape == (40, 4)
+    assert batch["lengths"].sum(axis=1).max() <= length
+    assert length < LENGTH or stream.packing.sequences_per_row > 1
+    singles = ExampleStream(
+        [corpus.split("train")],
+        (1.0,),
+        corpus.tokenizer,
+        PairOptions(length, Objective.NONE),
+        MaskingOptions(length),
+        seed=0,
+        purpose="test",
+    )
+    rows = singles.batch(0, singles.epoch_sizes()[0])
+    texts = [row[1 : n - 1] for row, n in zip(unmask(rows), rows["lengths"], strict=True)]
+    starts = {bytes(text[:2]) for text in texts}
+    tokenizer = corpus.tokenizer
+    for sequence in sequences_of(batch):
+        assert sequence[0] == tokenizer.cls_id and sequence[-1] == tokenizer.sep_id
+        assert bytes(sequence[1:3]) in starts
+    if length == LENGTH:  # each chunk is one sequence, whole
+        assert {bytes(s[1:-1]) for s in sequences_of(batch)} <= {bytes(text) for text in texts}
+
+
+def test_a_packed_row_does_not_depend_on_its_batch(corpus):
+    stream = make_packed_stream([corpus, corpus], (0.3, 0.7))
+    whole = stream.batch(230, 60)  # over the end of a window
+    for first, rows in ((230, 20), (250, 39), (289, 1)):
+        expected = {name: array[first - 230 :][:rows] for name, array in whole.items()}
+        assert_equal(make_packed_stream([corpus, corpus], (0.3, 0.7)).batch(first, rows), expected)
+    counts = stream.counts(8192)
+    assert counts[0] / counts.sum() == pytest.approx(0.3, abs=0.01)
+
+
+def test_no_special_token_of_a_packed_row_is_masked(corpus):
+    batch = make_packed_stream([corpus]).batch(0, 200)
+    labels = batch["masked_labels"][batch["masked_weights"] > 0]
+    assert not np.isin(labels, list(corpus.tokenizer.special_ids)).any()
+    maskable = batch["lengths"].sum() - 2 * np.count_nonzero(batch["lengths"])
+    assert len(labels) / maskable == pytest.approx(0.15, abs=0.01)
+
+
+def test_pairs_cannot_be_packed():
+    with pytest.raises(UserError, match="only single segments can share a row"):
+        PairOptions(LENGTH, Objective.NEXT_SENTENCE, sequences_per_row=2)
+    with pytest.raises(UserError, match="sequences_per_row is 0; give 1"):
+        PairOptions(LENGTH, Objective.NONE, sequences_per_row=0)

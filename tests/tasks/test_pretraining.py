@@ -105,6 +105,48 @@ def test_objectives_change_heads_losses_and_nothing_else(make_task):
         assert values["loss"] == pytest.approx(sum(values[name] for name in losses), rel=1e-6)
 
 
+def test_packed_rows_give_the_loss_of_single_ones(make_task):
+    task = make_task(
+        data__objective="none",
+        data__sequences_per_row=3,
+        data__max_length=64,  # a chunk of the corpus is a sequence; shorter rows would cut them up
+        model__hidden_dropout=0,
+        model__attention_dropout=0,
+    )
+    params = unbox(task.initialise(jax.random.key(0)))
+    # Most chunks of this corpus fill a row; take some rows that are shared.
+    batch = task.training_batch(5, slice(0, 400))
+    shared = np.flatnonzero(np.count_nonzero(batch["lengths"], axis=1) > 1)[:4]
+    batch = {name: array[shared] for name, array in batch.items()}
+    assert len(shared) == 4
+    packed = task.sums(params, batch, None)
+
+    totals, tokens = np.zeros(2), 0
+    for row, lengths in enumerate(batch["lengths"]):
+        for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+            masked = batch["masked_positions"][row]
+            own = (masked >= end - length) & (masked < end)
+            alone = {
+                "token_ids": batch["token_ids"][row : row + 1, end - length : end],
+                "segment_ids": batch["segment_ids"][row : row + 1, end - length : end],
+                "lengths": np.array([length]),
+                "masked_positions": np.where(own, masked - (end - length), 0)[None],
+                "masked_labels": batch["masked_labels"][row : row + 1],
+                "masked_weights": batch["masked_weights"][row : row + 1] * own,
+            }
+            if own.any():
+                sums = task.sums(params, alone, None)
+                totals += [sums["mlm_loss"].total, sums["mlm_loss"].weight]
+            tokens += length
+    np.testing.assert_allclose(packed["mlm_loss"].total, totals[0], rtol=1e-5)
+    assert packed["mlm_loss"].weight == totals[1]
+    assert packed["tokens"].total == tokens
+    assert "sequences a row" in task.phases[0].description
+    assert task.validation_batch(task.phases[0], 0, 4, slice(0, 4))["lengths"].shape == (4,)
+    single = make_task(data__objective="none", data__max_length=64)
+    assert task.flops_per_token(64) < single.flops_per_token(64)
+
+
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
 def test_masking_units_are_chosen_by_the_config(make_task, unit):
     batch = make_task(data__masking__unit=unit).training_batch(0, slice(0, 4))

@@ -221,3 +221,50 @@ def test_hidden_values_are_not_scored(make_task, tmp_path):
 def test_the_vocabulary_of_a_corpus_will_do(make_task, corpus_directory):
     task = make_task(vocabulary=str(corpus_directory))
     assert task.tokenizer.hash == open_corpus(corpus_directory).tokenizer.hash
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("classify", {}),
+        ("classify", {"task": "multi_label", "data__label": "labels"}),
+        ("regress", {"data__label": "value"}),
+    ],
+)
+def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
+    shared = {"model__hidden_dropout": 0, "model__attention_dropout": 0, **settings}
+    packed = make_task(recipe, data__sequences_per_row=6, **shared)
+    single = make_task(recipe, batch_size=1, **shared)
+    params = initialise(packed)
+    batch = packed.training_batch(3, slice(2, 8))
+    assert batch["token_ids"].shape == (6, 32) and batch["lengths"].shape == (6, 6)
+    assert "sequences a row" in packed.phases[0].description
+    found = packed.sums(params, batch, None)
+
+    # The same rows, told by their tokens, one by one.
+    training = single.read("train")
+    everything = training.rows(np.arange(len(training)), 32)
+    texts = [
+        bytes(row[:n])
+        for row, n in zip(everything["token_ids"], everything["lengths"], strict=True)
+    ]
+    numbers = []
+    for row, lengths in zip(batch["token_ids"], batch["lengths"], strict=True):
+        ends = np.cumsum(lengths)
+        numbers += [
+            texts.index(bytes(row[end - n : end]))
+            for end, n in zip(ends, lengths, strict=True)
+            if n
+        ]
+    assert len(numbers) > 6
+    rows = training.rows(np.array(numbers), 32)
+    expected = single.sums(params, rows | {"example_weights": np.ones(len(numbers))}, None)
+    for name, ratio in expected.items():
+        np.testing.assert_allclose(found[name].total, ratio.total, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name].weight, ratio.weight, err_msg=name)
+
+
+def test_packing_shortens_the_epoch(make_task):
+    packed = make_task(data__sequences_per_row=6)
+    rows = packed.config.total_steps * packed.config.batch_size
+    assert rows < 3 * 60 / 1.5

@@ -1,0 +1,167 @@
+"""Several sequences in a row come out as they would in rows of their own."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax._src.cudnn import fused_attention_stablehlo
+
+from bert_jax.models.attention import dot_product_attention
+from bert_jax.models.config import BertConfig
+from bert_jax.models.encoder import Encoder
+from bert_jax.models.fused_attention import cudnn_attention, splash_attention
+from bert_jax.models.heads import PretrainingModel, SequenceClassifier
+from bert_jax.models.packing import first_positions, positions_within, sequence_numbers
+
+LENGTH, HEADS, HEAD_WIDTH = 16, 2, 8
+# One sequence fills the row; a place is unused in the middle; the row ends in padding, or not.
+PACKED = np.array([[16, 0, 0, 0], [5, 0, 1, 7], [3, 4, 5, 4]], np.int32)
+CONFIG = BertConfig(
+    vocabulary_size=128, layers=2, width=32, heads=2, feed_forward_width=64, max_positions=LENGTH
+)
+
+
+def sequences() -> list[tuple[int, int, slice]]:
+    """The row, the place in it and the positions of each sequence."""
+    ends = np.cumsum(PACKED, axis=1)
+    return [
+        (row, place, slice(int(ends[row, place]) - int(length), int(ends[row, place])))
+        for (row, place), length in np.ndenumerate(PACKED)
+        if length
+    ]
+
+
+def test_numbers_and_positions() -> None:
+    numbers = sequence_numbers(PACKED, LENGTH)
+    positions, first = positions_within(PACKED, LENGTH), first_positions(PACKED, LENGTH)
+    for row, place, where in sequences():
+        assert (numbers[row, where] == place).all()
+        assert positions[row, where].tolist() == list(range(where.stop - where.start))
+        assert first[row, place] == where.start
+    assert (numbers[1, 13:] == 4).all()  # padding is of no sequence
+    assert positions[1, 13:].tolist() == [0, 1, 2]
+    assert first.max() < LENGTH
+
+
+def cudnn_as_xla(monkeypatch: pytest.MonkeyPatch) -> Callable[..., jax.Array]:
+    """What cuDNN is asked to compute, computed by XLA."""
+    attend = jax.nn.dot_product_attention
+
+    def by_xla(*inputs: jax.Array, implementation: str, **others: Any) -> jax.Array:
+        assert implementation == "cudnn"
+        return attend(*inputs, **others, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    return cudnn_attention
+
+
+@pytest.mark.parametrize("implementation", ["xla", "splash", "cudnn"])
+def test_no_attention_leaks(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = {
+        "xla": lambda: dot_product_attention,
+        "splash": lambda: functools.partial(splash_attention, interpret=True),
+        "cudnn": lambda: cudnn_as_xla(monkeypatch),
+    }[implementation]()
+    rng = np.random.default_rng(6)
+    shape = (len(PACKED), LENGTH, HEADS, HEAD_WIDTH)
+    inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
+    weights = rng.normal(size=shape).astype(np.float32)
+
+    def weighted(query: jax.Array, key: jax.Array, value: jax.Array, where: Any) -> Any:
+        outputs = attend(query, key, value, jnp.asarray(PACKED))
+        return jnp.sum((outputs * weights)[where]), outputs
+
+    for row, _, where in sequences():
+        gradients, outputs = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(
+            *inputs, (row, where)
+        )
+        alone = [array[row : row + 1, where] for array in inputs]
+        length = jnp.array([where.stop - where.start])
+        expected, expected_gradients = outputs_and_gradients(alone, weights[row, where], length)
+        np.testing.assert_allclose(outputs[row, where], expected[0], atol=1e-5)
+        for gradient, mine in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(gradient[row, where], mine[0], atol=1e-5)
+            # And nothing from anywhere else, to the last bit.
+            assert not np.delete(gradient[row], np.r_[where], axis=0).any()
+
+
+def outputs_and_gradients(
+    inputs: list[jax.Array], weights: np.ndarray, length: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Of XLA's attention within one sequence."""
+
+    def weighted(*arrays: jax.Array) -> Any:
+        outputs = dot_product_attention(*arrays, length)
+        return jnp.sum(outputs * weights), outputs
+
+    gradients, outputs = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(*inputs)
+    return outputs, gradients
+
+
+def test_cudnn_is_given_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    array = jax.ShapeDtypeStruct((2, 128, 4, 64), "bfloat16")
+    lengths = jax.ShapeDtypeStruct((2, 5), "int32")
+    traced = jax.jit(cudnn_attention).trace(array, array, array, lengths)
+    assert "__cudnn$fmhaScaleBiasSoftmax" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def initial(model: nn.Module, *inputs: np.ndarray) -> Any:
+    """Parameters without zeros and ones, which would hide what they multiply."""
+    initialise = functools.partial(model.init, deterministic=True)
+    params = nn.unbox(jax.jit(initialise)(jax.random.key(0), *inputs))
+    rng = np.random.default_rng(8)
+    return jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape), params)
+
+
+IDS = np.random.default_rng(7).integers(0, 128, (*PACKED.shape[:1], LENGTH), np.int32)
+SEGMENTS = IDS % 2
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_a_classifier_scores_each_sequence(unroll: int) -> None:
+    model = SequenceClassifier(dataclasses.replace(CONFIG, unroll=unroll), targets=3)
+    params = initial(model, IDS, SEGMENTS, PACKED[:, 0])
+    score = jax.jit(functools.partial(model.apply, deterministic=True))
+    packed = score(params, IDS, SEGMENTS, PACKED)
+    assert packed.shape == (*PACKED.shape, 3)
+    for row, place, where in sequences():
+        alone = tuple(array[row : row + 1, where] for array in (IDS, SEGMENTS))
+        expected = score(params, *alone, np.array([where.stop - where.start]))
+        np.testing.assert_allclose(packed[row, place], expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_masked_tokens_are_predicted_from_their_own_sequence(unroll: int) -> None:
+    model = PretrainingModel(dataclasses.replace(CONFIG, unroll=unroll), next_sentence=False)
+    positions = np.tile(np.arange(0, LENGTH, 2, dtype=np.int32), (len(IDS), 1))
+    params = initial(model, IDS, SEGMENTS, PACKED[:, 0], positions)
+    score = jax.jit(functools.partial(model.apply, deterministic=True))
+    packed, _ = score(params, IDS, SEGMENTS, PACKED, positions)
+    for row, _, where in sequences():
+        asked = [place for place in positions[row] if where.start <= place < where.stop]
+        if not asked:
+            continue
+        alone = tuple(array[row : row + 1, where] for array in (IDS, SEGMENTS))
+        own = np.array([asked], np.int32) - where.start
+        expected, _ = score(params, *alone, np.array([where.stop - where.start]), own)
+        np.testing.assert_allclose(
+            packed[row, [place // 2 for place in asked]], expected[0], atol=2e-5
+        )
+
+
+def test_all_hidden_states_of_packed_rows() -> None:
+    model = Encoder(CONFIG)
+    params = initial(model, IDS, SEGMENTS, PACKED[:, 0])
+    states = functools.partial(model.apply, deterministic=True, all_hidden_states=True)
+    packed = states(params, IDS, SEGMENTS, PACKED)
+    for row, _, where in sequences():
+        alone = tuple(array[row : row + 1, where] for array in (IDS, SEGMENTS))
+        expected = states(params, *alone, np.array([where.stop - where.start]))
+        np.testing.assert_allclose(packed[:, row, where], expected[:, 0], atol=1e-5)
