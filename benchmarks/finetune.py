@@ -34,10 +34,9 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
 
     from bert_jax.command_line import load_config
     from bert_jax.tasks.base import load_task, training_batches
-    from bert_jax.training.optimizers import make_optimizer
+    from bert_jax.tasks.program import make_program
     from bert_jax.training.sharding import make_mesh, to_global
-    from bert_jax.training.state import abstract_state, initial_state
-    from bert_jax.training.step import make_train_step
+    from bert_jax.training.state import initial_state
 
     config = load_config(str(CLASSIFY))
     config.size, config.vocabulary = size, str(vocabulary)
@@ -45,10 +44,9 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
     config.batch_size, config.total_steps = batch_size, 1_000_000
     task = load_task(config)
     mesh = make_mesh(config.mesh)
-    optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
-    abstract = abstract_state(task.initialise, optimizer, mesh)
-    state = initial_state(task.initialise, optimizer, abstract, jax.random.key(0))
-    step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(1)), donate_argnums=0)
+    program = make_program(task, mesh)
+    settings = program.make_settings()
+    state = initial_state(task.initialise, program.optimizer, program.state, jax.random.key(0))
     batches = training_batches(task, 0, mesh)
     compiled: dict[Any, Any] = {}
 
@@ -57,8 +55,8 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
         batch = to_global(next(batches), mesh)
         shape = batch["token_ids"].shape
         if shape not in compiled:
-            compiled[shape] = step.lower(state, batch).compile()
-        state, _ = compiled[shape](state, batch)
+            compiled[shape] = program.compile(batch, mesh)
+        state, _ = compiled[shape](state, batch, settings)
 
     for _ in range(32):  # a window has batches of every length
         update()

@@ -51,21 +51,19 @@ def jax_step(task: Any) -> Step:
     """The step that `bert_jax.train` runs, on one device."""
     import jax
 
-    from bert_jax.training.optimizers import make_optimizer
-    from bert_jax.training.sharding import make_mesh
-    from bert_jax.training.state import abstract_state, initial_state
-    from bert_jax.training.step import make_train_step
+    from bert_jax.tasks.program import abstract_batch, make_program
+    from bert_jax.training.sharding import make_mesh, to_global
+    from bert_jax.training.state import initial_state
 
-    config = task.config
-    optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
-    abstract = abstract_state(task.initialise, optimizer, make_mesh(config.mesh))
-    state = initial_state(task.initialise, optimizer, abstract, jax.random.key(0))
-    step = make_train_step(task, optimizer, schedule, jax.random.key(1))
-    compiled = jax.jit(step, donate_argnums=0)
+    mesh, (phase,) = make_mesh(task.config.mesh), task.phases
+    program = make_program(task, mesh)
+    settings = program.make_settings()
+    state = initial_state(task.initialise, program.optimizer, program.state, jax.random.key(0))
+    compiled = program.compile(abstract_batch(task, phase, phase.batch_size, mesh), mesh)
 
     def run(batch: Batch) -> float:
         nonlocal state
-        state, report = compiled(state, batch)
+        state, report = compiled(state, to_global(batch, mesh), settings)
         jax.block_until_ready(state)
         return float(report["mlm_loss"].total / report["mlm_loss"].weight)
 

@@ -159,6 +159,8 @@ def _train(
         for note in notes:
             progress.note(note)
 
+        settings = program.make_settings()
+
         # --- Train. Between two steps the state is whole: that is when anything else happens. ---
         evaluation_step = jax.jit(make_evaluation_step(task))
         meter = SpeedMeter(_peak_flops(mesh))
@@ -214,7 +216,7 @@ def _train(
                 monitor.catch_up()
                 compiled[shapes] = _compile(program, mesh, batch, length, flops, progress)
                 meter.restart()
-            state, sums = compiled[shapes](state, batch)
+            state, sums = compiled[shapes](state, batch, settings)
             step += 1
             monitor.follow(step, sums, flops)
 

@@ -3,13 +3,15 @@
 ``bert_jax.train`` compiles it for real batches, ``bert_jax.plan`` for abstract ones.
 """
 
+import dataclasses
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from jax.sharding import Mesh
@@ -18,11 +20,17 @@ from bert_jax.errors import UserError
 from bert_jax.models.freezing import FreezeOptions, trainable
 from bert_jax.models.fused_attention import check_platform
 from bert_jax.tasks.base import Phase, Task
-from bert_jax.training.optimizers import make_optimizer
+from bert_jax.training.optimizers import OptimizerConfig, make_optimizer
 from bert_jax.training.partition import Masking
-from bert_jax.training.sharding import ACTIVATION_RULES, batch_sharding, batch_shards
+from bert_jax.training.sharding import (
+    ACTIVATION_RULES,
+    batch_sharding,
+    batch_shards,
+    place,
+    replicated,
+)
 from bert_jax.training.state import TrainState, abstract_state
-from bert_jax.training.step import make_train_step
+from bert_jax.training.step import StepSettings, make_train_step
 
 
 class Program(NamedTuple):
@@ -32,13 +40,16 @@ class Program(NamedTuple):
       optimizer: the optimizer.
       masking: says which parameters are trained.
       state: shapes, dtypes and shardings of the state.
-      step: the jitted ``(state, batch) -> (state, sums)``, which takes over the state's memory.
+      step: the jitted ``(state, batch, settings) -> (state, sums)``, which takes over the state's
+        memory.
+      make_settings: makes the step's settings, on all devices of the mesh.
     """
 
     optimizer: optax.GradientTransformation
     masking: Masking
     state: TrainState
     step: Any
+    make_settings: Callable[[], StepSettings]
 
     def compile(
         self, batch: Mapping[str, Any], mesh: Mesh, options: Mapping[str, Any] | None = None
@@ -51,7 +62,10 @@ class Program(NamedTuple):
           options: of XLA's compiler.
         """
         with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
-            return self.step.lower(self.state, batch).compile(options and dict(options))
+            settings = jax.tree.map(
+                lambda leaf: place(leaf, replicated(mesh)), jax.eval_shape(self.make_settings)
+            )
+            return self.step.lower(self.state, batch, settings).compile(options and dict(options))
 
 
 def make_program(task: Task, mesh: Mesh) -> Program:
@@ -66,18 +80,26 @@ def make_program(task: Task, mesh: Mesh) -> Program:
     """
     config = task.config
     _check_settings(config, task, mesh)
-    optimizer, schedule = make_optimizer(config.optimizer, config.total_steps)
+    rated = OptimizerConfig.from_mapping(config.optimizer)  # refuses a peak that is out of range
+    optimizer, schedule = make_optimizer(
+        dataclasses.replace(rated, learning_rate=1.0), config.total_steps
+    )
     freeze = FreezeOptions.from_mapping(config.get("freeze", {}))
     masking = functools.partial(trainable, options=freeze)
     state = abstract_state(task.initialise, optimizer, mesh, masking)
-    dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 makes the parameters
     step = jax.jit(
-        make_train_step(task, optimizer, schedule, dropout_key, config.accumulation_steps, masking),
+        make_train_step(task, optimizer, schedule, config.accumulation_steps, masking),
         donate_argnums=0,
         # Left to itself, the partitioner may lay a parameter out otherwise than it came in.
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
     )
-    return Program(optimizer, masking, state, step)
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def make_settings() -> StepSettings:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 makes the parameters
+        return StepSettings(key, jnp.float32(rated.learning_rate))
+
+    return Program(optimizer, masking, state, step, make_settings)
 
 
 def abstract_batch(

@@ -1,7 +1,7 @@
 """The compiled functions of a run: one update, and the sums of one evaluation batch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,18 @@ from bert_jax.training.state import TrainState
 Batch: TypeAlias = Mapping[str, jax.Array]
 
 
+class StepSettings(NamedTuple):
+    """Settings that a compiled step is given anew, so that runs of others can share the program.
+
+    Attributes:
+      dropout_key: the run's key; each step and microbatch folds its number in.
+      learning_rate: float32 scalar, the peak of the schedule.
+    """
+
+    dropout_key: jax.Array
+    learning_rate: jax.Array
+
+
 class SumsOfLosses(Protocol):
     """What a step needs to know of a task."""
 
@@ -35,20 +47,18 @@ def make_train_step(
     task: SumsOfLosses,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    dropout_key: jax.Array,
     accumulation_steps: int = 1,
     masking: Masking = everything,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
-    """Makes the function ``(state, batch) -> (state, sums)`` that is one update.
+) -> Callable[[TrainState, Batch, StepSettings], tuple[TrainState, dict[str, Ratio]]]:
+    """Makes the function ``(state, batch, settings) -> (state, sums)`` that is one update.
 
     The loss is the sum over ``task.losses`` of coefficient * total / weight, with the weights of
     the whole batch; so splitting the batch into microbatches changes memory, and nothing else.
 
     Args:
       task: has ``losses`` and ``sums``.
-      optimizer: the optimizer.
-      schedule: learning rate by step, reported as ``learning_rate``.
-      dropout_key: the run's key; each step and microbatch folds its number in.
+      optimizer: the optimizer, for a learning rate with the peak 1.
+      schedule: that rate by step; times the peak it is reported as ``learning_rate``.
       accumulation_steps: microbatches per update; divides the batch.
       masking: says which parameters are trained. The others do not change by a bit, nor count in
         the gradient's norm; of a leaf that is frozen as a whole no gradient is computed.
@@ -63,8 +73,10 @@ def make_train_step(
             total += scale * sums[name].total / weights[name]
         return total, sums
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
-        key = jax.random.fold_in(dropout_key, state.step)
+    def step(
+        state: TrainState, batch: Batch, settings: StepSettings
+    ) -> tuple[TrainState, dict[str, Ratio]]:
+        key = jax.random.fold_in(settings.dropout_key, state.step)
         # Only the weights are used, and they do not depend on the parameters: the compiler drops
         # the forward pass that this seems to run.
         whole = task.sums(state.params, batch, None)
@@ -85,10 +97,12 @@ def make_train_step(
             )
         gradients = where_trained(mask, gradients, optax.tree.zeros_like(gradients))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
+        updates = optax.tree.scale(settings.learning_rate, updates)
+        learning_rate = settings.learning_rate * schedule(state.step)
         one = jnp.ones(())
         report = {
             **sums,
-            "learning_rate": Ratio(jnp.asarray(schedule(state.step), jnp.float32), one),
+            "learning_rate": Ratio(jnp.asarray(learning_rate, jnp.float32), one),
             "gradient_norm": Ratio(optax.tree.norm(gradients), one),
         }
         # Updates of zero would not hold what is frozen: -0.0 + 0.0 is another bit.

@@ -36,6 +36,19 @@ def compile_step(corpus_directory):
     return compile_with
 
 
+def test_runs_of_other_seeds_and_learning_rates_share_the_program(corpus_directory):
+    def text(seed, learning_rate):
+        config = load_config(f"configs/pretrain.py:L1_H64,corpus={corpus_directory}")
+        config.data.max_length, config.batch_size, config.seed = LENGTH, BATCH, seed
+        config.optimizer.learning_rate = learning_rate
+        task, mesh = load_task(config), make_mesh(config.mesh)
+        program = make_program(task, mesh)
+        batch = abstract_batch(task, task.phases[0], BATCH, mesh)
+        return program.step.lower(program.state, batch, program.make_settings()).as_text()
+
+    assert text(0, 1e-4) == text(7, 5e-3)
+
+
 def count(compiled, operation):
     return compiled.as_text().count(f" {operation}(")
 

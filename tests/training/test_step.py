@@ -21,7 +21,7 @@ from bert_jax.training.optimizers import NAMES, make_optimizer
 from bert_jax.training.partition import count_trainable, split, trained_part
 from bert_jax.training.sharding import make_mesh
 from bert_jax.training.state import TrainState, abstract_state, initial_state
-from bert_jax.training.step import make_train_step
+from bert_jax.training.step import StepSettings, make_train_step
 
 LAYERS = 3
 BATCH = {
@@ -30,7 +30,8 @@ BATCH = {
     "labels": np.array([0, 1, 1, 0], np.int32),
 }
 MESH = {"data": 1, "fsdp": 1, "tensor": 1}
-SETTINGS = {"learning_rate": 0.01, "weight_decay": 0.5, "warmup_steps": 0, "layer_decay": 0.9}
+RATES = StepSettings(jax.random.key(1), jnp.float32(0.01))
+SETTINGS = {"weight_decay": 0.5, "warmup_steps": 0, "layer_decay": 0.9}
 CASES = {
     "lower-half": ({}, FreezeOptions(embeddings=True, layers=2)),
     "encoder": ({}, FreezeOptions(encoder=True)),
@@ -74,7 +75,7 @@ def make_run(name: str, case: str, accumulation_steps: int = 1) -> tuple[TrainSt
     task = Classification(**settings)
     decay = 1.0 if case == "encoder" else 0.9
     optimizer, schedule = make_optimizer(
-        {**SETTINGS, "name": name, "layer_decay": decay}, total_steps=10
+        {**SETTINGS, "name": name, "layer_decay": decay, "learning_rate": 1.0}, total_steps=10
     )
     masking = functools.partial(trainable, options=options)
     abstract = abstract_state(task.initialise, optimizer, make_mesh(MESH), masking)
@@ -85,10 +86,8 @@ def make_run(name: str, case: str, accumulation_steps: int = 1) -> tuple[TrainSt
     optimizer_state = jax.jit(optimizer.init)(trained_part(params, masking(params)))
     state = TrainState(np.int32(0), params, optimizer_state)
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, abstract)
-    step = make_train_step(
-        task, optimizer, schedule, jax.random.key(1), accumulation_steps, masking
-    )
-    return state, jax.jit(step), masking
+    step = make_train_step(task, optimizer, schedule, accumulation_steps, masking)
+    return state, jax.jit(functools.partial(step, settings=RATES)), masking
 
 
 def bits(array: jax.Array) -> np.ndarray:
@@ -163,10 +162,11 @@ def test_accumulation_equals_the_large_batch(case: str) -> None:
 
 def test_a_first_moment_in_bfloat16_learns_and_goes_on_exactly(tmp_path: Path) -> None:
     task = Classification()
-    settings = {"learning_rate": 0.01, "warmup_steps": 0, "first_moment_dtype": "bfloat16"}
+    settings = {"learning_rate": 1.0, "warmup_steps": 0, "first_moment_dtype": "bfloat16"}
     optimizer, schedule = make_optimizer(settings, total_steps=20)
     abstract = abstract_state(task.initialise, optimizer, make_mesh(MESH))
-    step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(1)))
+    step = make_train_step(task, optimizer, schedule)
+    step = jax.jit(functools.partial(step, settings=RATES))
 
     def train(state: TrainState, steps: int) -> tuple[TrainState, list[float]]:
         losses = []
@@ -186,6 +186,26 @@ def test_a_first_moment_in_bfloat16_learns_and_goes_on_exactly(tmp_path: Path) -
     assert losses == same_losses
     jax.tree.map(np.testing.assert_array_equal, again, whole)
     assert losses[-1] < 0.5 * first_losses[0]
+
+
+def test_the_peak_of_the_learning_rate_is_a_setting_of_the_step() -> None:
+    task = Classification()
+    rated, plain = (
+        make_optimizer({**SETTINGS, "learning_rate": peak}, total_steps=10) for peak in (0.01, 1.0)
+    )
+    abstract = abstract_state(task.initialise, plain[0], make_mesh(MESH))
+    start = initial_state(task.initialise, plain[0], abstract, jax.random.key(0))
+    step = jax.jit(make_train_step(task, *plain))
+    other = jax.jit(make_train_step(task, *rated))
+    state, expected = start, start
+    for _ in range(4):
+        state, report = step(state, BATCH, RATES)
+        one = RATES._replace(learning_rate=jnp.float32(1.0))
+        expected, expected_report = other(expected, BATCH, one)
+        assert float(report["learning_rate"].total) == pytest.approx(
+            float(expected_report["learning_rate"].total)
+        )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), state, expected)
 
 
 def test_the_norm_is_that_of_what_is_trained() -> None:
