@@ -5,6 +5,7 @@ batches; within a window rows are sorted by length, cut into batches, and the ba
 batch is a pure function of (seed, step, lengths), and any step is reached in constant time.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,16 +18,22 @@ _BATCHES_PER_WINDOW = 32
 # Lengths are padded to a multiple of this, and to few of them, for each is compiled once.
 _MULTIPLE = 4
 _MOST_LENGTHS = 8
+# To compile a program takes about as long as so many batches: 30 for six layers of width 384, which
+# are unrolled, on a CPU; less for larger models there, more on accelerators.
+_BATCHES_A_PROGRAM = 32
 
 
 def choose_lengths(
-    lengths: np.ndarray, max_length: int, most: int = _MOST_LENGTHS
+    lengths: np.ndarray, max_length: int, batches: float = math.inf, most: int = _MOST_LENGTHS
 ) -> tuple[int, ...]:
-    """The few lengths to pad to that waste the fewest positions.
+    """The few lengths to pad to that waste the least time.
+
+    A length more saves positions, and costs a compilation, which pays where many batches are made.
 
     Args:
       lengths: int [n], real tokens of each row, at most ``max_length``.
       max_length: the longest row.
+      batches: how many batches of such rows are made.
       most: how many lengths to choose at most.
 
     Returns:
@@ -36,14 +43,17 @@ def choose_lengths(
     rows = np.bincount(units)
     top = len(rows) - 1
     before = np.concatenate([[0], np.cumsum(rows)])  # rows of at most so many units, plus one
-    # cost[k][end]: positions of all rows up to `end` units, with k lengths of which `end` is one.
+    # In units of positions of all rows once, as everything here.
+    price = lengths.sum() / _MULTIPLE * _BATCHES_A_PROGRAM / batches
+    # cost[end]: of all rows up to `end` units, with so many lengths of which `end` is one.
     ends = np.arange(top + 1)
-    cost = np.where(ends > 0, before[ends + 1] * ends, 0).astype(np.float64)
+    alone = before[ends + 1] * ends + price  # `end` is the only length
+    cost = np.where(ends > 0, alone, 0).astype(np.float64)
     came_from = []
     for _ in range(min(most, top) - 1):
-        totals = cost[:, None] + (before[ends + 1] - before[ends + 1][:, None]) * ends
+        totals = cost[:, None] + (before[ends + 1] - before[ends + 1][:, None]) * ends + price
         totals[ends[:, None] >= ends] = np.inf
-        totals[0] = before[ends + 1] * ends  # no shorter length at all
+        totals[0] = alone
         came_from.append(np.argmin(totals, axis=0))
         cost = totals.min(axis=0)
     chosen = [top]

@@ -1,6 +1,7 @@
 """Batches by length: nothing is lost, nothing depends on what was asked before."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -15,20 +16,35 @@ def padded_positions(lengths, choices):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, 48), min_size=1, max_size=40), st.integers(1, 4))
-def test_no_other_choice_of_lengths_wastes_less(lengths, most):
-    chosen = choose_lengths(np.array(lengths), 48, most)
+@given(
+    st.lists(st.integers(1, 48), min_size=1, max_size=40),
+    st.integers(1, 4),
+    st.sampled_from([20.0, 100.0, 1000.0, math.inf]),
+)
+def test_no_other_choice_of_lengths_wastes_less(lengths, most, batches):
+    chosen = choose_lengths(np.array(lengths), 48, batches, most)
     assert len(chosen) <= most
     assert list(chosen) == sorted(set(chosen))
     top = -(-max(lengths) // 4) * 4
     assert chosen[-1] == top
     every = range(4, top, 4)
+    compiling = sum(lengths) * 32 / batches  # positions that might be computed meanwhile
+
+    def cost(choices):
+        return padded_positions(lengths, choices) + len(choices) * compiling
+
     best = min(
-        padded_positions(lengths, [*shorter, top])
+        cost([*shorter, top])
         for count in range(most)
         for shorter in itertools.combinations(every, count)
     )
-    assert padded_positions(lengths, chosen) == best
+    assert cost(chosen) == pytest.approx(best)
+
+
+def test_few_batches_are_padded_to_few_lengths():
+    counts = [len(choose_lengths(LENGTHS, 64, batches)) for batches in (20, 300, 3000, math.inf)]
+    assert counts[0] == 1 and counts[-1] == 8
+    assert counts == sorted(counts) and len(set(counts)) > 2
 
 
 def test_a_maximum_that_is_no_multiple_is_kept():
