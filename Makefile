@@ -13,7 +13,7 @@ demo: $(VENV)/runtime  ## pretrain a small BERT on the documentation of this mac
 		"Returns the [MASK] of the array." "If the file does not [MASK], an exception is raised."
 
 test: $(VENV)/test  ## every test, some 17 minutes on two cores
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/test  ## all but the tests that start whole runs
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -25,7 +25,7 @@ lint: $(VENV)/test  ## formatting, lint and types, of the scripts in launch/ too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch .ci/run
+	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch benchmarks/gpu.sh .ci/run
 	$(BIN)/hadolint launch/Dockerfile
 
 $(BIN)/python:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, gelu, parameter
-from bert_jax.models.packing import first_positions, is_packed
+from bert_jax.models.packing import first_positions, is_packed, sequence_numbers
 
 Array = jax.Array
 
@@ -254,16 +254,21 @@ def _target_projection(config: BertConfig, targets: int) -> Projection:
     )
 
 
-def mean_pool(hidden_BLD: Array, lengths_B: Array) -> Array:
+def mean_pool(hidden_BLD: Array, lengths: Array) -> Array:
     """The mean over the real tokens, special ones included, as sentence-transformers takes it.
 
     Args:
       hidden_BLD: the encoder's output.
-      lengths_B: int32 real tokens of each row, a prefix; a row without any gives zeros.
+      lengths: int32 real tokens of each row, a prefix, or of each sequence of a row; one without
+        any gives zeros.
 
     Returns:
-      float32 [B, D].
+      float32 [B, D], or [B, Q, D] of rows of several sequences.
     """
-    real_BL = (jnp.arange(hidden_BLD.shape[1]) < lengths_B[:, None]).astype(jnp.float32)
-    total_BD = jnp.einsum("BLD,BL->BD", hidden_BLD.astype(jnp.float32), real_BL)
-    return total_BD / jnp.maximum(lengths_B, 1)[:, None]
+    packed = is_packed(lengths)
+    lengths_BQ = lengths if packed else lengths[:, None]
+    numbers_BL = sequence_numbers(lengths_BQ, hidden_BLD.shape[1])
+    own_BLQ = jax.nn.one_hot(numbers_BL, lengths_BQ.shape[1])
+    total_BQD = jnp.einsum("BLD,BLQ->BQD", hidden_BLD.astype(jnp.float32), own_BLQ)
+    mean_BQD = total_BQD / jnp.maximum(lengths_BQ, 1)[..., None]
+    return mean_BQD if packed else mean_BQD[:, 0]

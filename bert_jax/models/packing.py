@@ -4,7 +4,7 @@ Such rows have lengths int32 [B, Q], of up to Q sequences each, where rows of on
 [B]; unused places have length 0. Sequences do not attend to each other, and each has positions of
 its own.
 
-Shapes: B batch, L length, Q sequences of a row.
+Shapes: B batch, L length, Q sequences of a row, D model width.
 """
 
 import jax
@@ -35,3 +35,11 @@ def positions_within(lengths_BQ: Array, length: int) -> Array:
     ends_BQ = jnp.cumsum(lengths_BQ, axis=1)
     starts_BS = jnp.pad(ends_BQ, ((0, 0), (1, 0)))
     return jnp.arange(length) - jnp.take_along_axis(starts_BS, numbers_BL, axis=1)
+
+
+def first_states(hidden_BLD: Array, lengths: Array) -> Array:
+    """The hidden states at the first position of each row [B, D], or of each sequence [B, Q, D]."""
+    if not is_packed(lengths):
+        return hidden_BLD[:, 0]
+    first_BQ = first_positions(lengths, hidden_BLD.shape[1])
+    return jnp.take_along_axis(hidden_BLD, first_BQ[..., None], axis=1)

@@ -30,6 +30,7 @@ def _embed_stream(
         max_length=longest,
         batch_size=batch_size,
         mesh=model.mesh,
+        packs=True,
     )
     return ((block, vectors) for block, _, vectors in blocks)
 

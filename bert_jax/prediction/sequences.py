@@ -48,6 +48,7 @@ def _answers(
         max_length=longest,
         batch_size=arguments.batch_size,
         mesh=model.mesh,
+        packs=True,
     )
     for examples, _, scores in blocks:
         for example, prediction in zip(examples, predict(scores), strict=True):

@@ -51,6 +51,32 @@ def test_a_stream_of_any_length_comes_out_in_order(texts, batch_size, block_size
     assert all(rows <= batch_size and length in (32, 64, 96) for rows, length in shapes)
 
 
+def _sums_of_sequences(batch):
+    if batch["lengths"].ndim == 1:
+        return _sum(batch)
+    sums = np.zeros_like(batch["lengths"])
+    for row, (ids, lengths) in enumerate(zip(batch["token_ids"], batch["lengths"], strict=True)):
+        for place, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
+            sums[row, place] = ids[end - length : end].sum()
+    return {"sum": sums, "length": batch["lengths"]}
+
+
+@given(st.lists(st.text("ab ", max_size=150), min_size=1, max_size=60), st.integers(1, 20))
+def test_short_rows_share_rows_and_come_out_in_order(texts, batch_size):
+    shapes = set()
+
+    def function(batch):
+        shapes.add((batch["lengths"].ndim, *batch["token_ids"].shape))
+        return _sums_of_sequences(batch)
+
+    found = apply_to_rows(function, _rows(texts), max_length=200, batch_size=batch_size, packs=True)
+    assert list(zip(found["sum"], found["length"], strict=True)) == list(map(_expected, texts))
+    packed = [shape for shape in shapes if shape[0] == 2]
+    assert all(length == 64 and rows <= max(1, batch_size // 4) for _, rows, length in packed)
+    short = sum(_expected(text)[1] <= 64 for text in texts)
+    assert bool(packed) == (short > batch_size)
+
+
 def test_many_batches_are_padded_less():
     shapes = set()
 
