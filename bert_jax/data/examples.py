@@ -34,7 +34,7 @@ class ExampleStream:
 
     Args:
       splits: one split of each corpus; all were made with the same vocabulary.
-      weights: each corpus's share of the rows; they sum to 1.
+      weights: each corpus's share of the rows, or of the sequences that share them; they sum to 1.
       tokenizer: the vocabulary.
       pairs: how rows are built.
       masking: how they are masked; of the same ``max_length``.
@@ -76,6 +76,7 @@ class ExampleStream:
         if pairs.is_packed:
             self._packing = PackingPlan(
                 self._framed_lengths,
+                sum(self.epoch_sizes()),
                 pairs.max_length,
                 pairs.sequences_per_row,
                 seed=seed,
@@ -85,11 +86,15 @@ class ExampleStream:
     @property
     def packing(self) -> Packing | None:
         """What packing comes to, where rows hold several sequences."""
-        return None if self._packing is None else self._packing.sample
+        return None if self._packing is None else self._packing.packing
 
     def epoch_sizes(self) -> list[int]:
         """Sequences of one epoch of each corpus."""
         return [len(index) for index in self._indexes]
+
+    def rows_per_epoch(self) -> int:
+        """Rows of one epoch of all corpora."""
+        return sum(self.epoch_sizes()) if self._packing is None else self._packing.rows_per_epoch
 
     def counts(self, rows: int) -> np.ndarray:
         """How many sequences of the first ``rows`` rows each corpus has: int64 [corpora]."""
@@ -137,6 +142,8 @@ class ExampleStream:
 
     def _locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The corpus and the window of each sequence: both int64 [N]."""
+        if not numbers.size:
+            return numbers, numbers
         first = int(numbers.min())
         sources, places = self._plan.assign(first, int(numbers.max()) - first + 1)
         sources, windows = sources[numbers - first], places[numbers - first]
@@ -176,6 +183,9 @@ class ExampleStream:
                     self._special,
                 )
             )
+        if not built:  # no row that was asked for holds anything
+            none, no_ids = np.zeros(0, np.int32), np.zeros((0, self._pairs.max_length), np.int32)
+            return Rows(no_ids, no_ids, none, none)
         # Rows were built source by source; put them back where the plan has them.
         back = np.argsort(np.concatenate(order))
         return Rows(*(np.concatenate(parts)[back] for parts in zip(*built, strict=True)))

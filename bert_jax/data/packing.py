@@ -1,14 +1,15 @@
 """Several short sequences in one row: which row each goes to, and how they lie there.
 
-The endless stream of sequences is cut into windows, and the sequences of each are packed into a
-fixed number of rows. So what a row holds is a pure function of (seed, row, lengths), and any row is
-reached in constant time. Where a window's sequences are longer than usual, a few of the shortest
-find no place and are left out, until the next epoch makes other windows; where they are shorter, a
-few rows stay empty.
+The endless stream of sequences is cut into windows, a whole number of them an epoch, and the
+sequences of each are packed into a fixed number of rows. So what a row holds is a pure function of
+(seed, row, lengths), and any row is reached in constant time. An epoch of one window is packed
+exactly; of several, those whose sequences are longer than usual leave a few of the shortest out,
+until the next epoch makes other windows, and those whose are shorter leave a few rows empty.
 
 Shapes: N sequences, R rows, L row length, Q most sequences of a row.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ import numpy as np
 from bert_jax.data.chunks import offsets_of
 from bert_jax.data.randomness import permutation
 
-# The longer a window, the nearer it is to the average.
-_ROWS_PER_WINDOW = 1024
-# Sequences whose lengths tell how many go into a row, and how much less than that a window holds,
-# so that hardly any is left out.
-_SAMPLE = 4096
+# About so many sequences are a window. The more, the nearer they are to the average; but who reads
+# a row packs its window.
+_WINDOW = 2048
+# Sequences whose lengths tell how many go into a row, and how many more rows than that a window
+# has, so that hardly any sequence is left out.
+_SAMPLE = 4 * _WINDOW
 _SLACK = 0.01
 
 # The arrays of a batch that have an element for each token.
@@ -68,11 +70,13 @@ class Packing(NamedTuple):
       sequences_per_row: how many go into a row on average.
       efficiency: the share of positions that hold a token.
       mean_length: tokens of a sequence on average.
+      attended_length: tokens that a token attends to on average, those of its own sequence.
     """
 
     sequences_per_row: float
     efficiency: float
     mean_length: float
+    attended_length: float
 
     def __str__(self) -> str:
         return (
@@ -86,18 +90,22 @@ class PackingPlan:
 
     Args:
       lengths_of: the lengths, int [n], of the sequences of some numbers, int64 [n].
+      epoch: sequences of an epoch, at least 1.
       max_length: L.
       most: Q.
       seed: the run's seed.
       purpose: names the stream.
 
     Attributes:
-      sample: what packing comes to.
+      most: Q.
+      rows_per_epoch: how many rows an epoch has.
+      packing: what it comes to.
     """
 
     def __init__(
         self,
         lengths_of: Callable[[np.ndarray], np.ndarray],
+        epoch: int,
         max_length: int,
         most: int,
         *,
@@ -105,24 +113,35 @@ class PackingPlan:
         purpose: str,
     ):
         self._lengths_of = lengths_of
+        self._epoch = epoch
         self._max_length = max_length
         self.most = most
         self._seed = seed
         self._purpose = f"{purpose} packed rows"
-        lengths = lengths_of(np.arange(_SAMPLE))
+        self._windows = -(-epoch // _WINDOW)  # of an epoch
+        lengths = lengths_of(np.arange(min(epoch, _SAMPLE)))
         rows = int(pack(lengths, max_length, most).max()) + 1
-        per_row = _SAMPLE / rows * (1 - _SLACK)
-        self._per_window = max(1, int(per_row * _ROWS_PER_WINDOW))
-        mean = float(lengths.mean())
-        self.sample = Packing(per_row, per_row * mean / max_length, mean)
-        self._window: tuple[int, np.ndarray, np.ndarray] = (-1, *2 * (np.empty(0, np.int64),))
+        if self._windows > 1:
+            share = -(-epoch // self._windows) / len(lengths)
+            rows = math.ceil(rows * share * (1 + _SLACK))
+        self._rows = rows  # of a window
+        self.rows_per_epoch = self._windows * rows
+        per_row = epoch / self.rows_per_epoch
+        tokens = float(lengths.sum())
+        self.packing = Packing(
+            sequences_per_row=per_row,
+            efficiency=per_row * tokens / len(lengths) / max_length,
+            mean_length=tokens / len(lengths),
+            attended_length=float(np.square(lengths.astype(np.float64)).sum()) / tokens,
+        )
+        self._last: tuple[int, np.ndarray, np.ndarray] = (-1, *2 * (np.empty(0, np.int64),))
 
     def sequences_before(self, row: int) -> int:
         """How many sequences the rows before a row hold; about, within a window."""
-        return row * self._per_window // _ROWS_PER_WINDOW
+        return row * self._epoch // self.rows_per_epoch
 
     def rows(self, first_row: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences of some rows.
+        """The sequences of some rows, of which a few may have none.
 
         Returns:
           int64 [N], numbers of sequences, those of a row one after the other; and int64 [N], the
@@ -130,10 +149,10 @@ class PackingPlan:
         """
         numbers, places = [], []
         last_row = first_row + rows - 1
-        for window in range(first_row // _ROWS_PER_WINDOW, last_row // _ROWS_PER_WINDOW + 1):
-            if self._window[0] != window:  # kept, because the rows that follow want it too
-                self._window = (window, *self._pack(window))
-            _, sequences, row_of = self._window
+        for window in range(first_row // self._rows, last_row // self._rows + 1):
+            if self._last[0] != window:  # kept, because the rows that follow want it too
+                self._last = (window, *self._pack(window))
+            _, sequences, row_of = self._last
             low, high = np.searchsorted(row_of, [first_row, last_row + 1])
             numbers.append(sequences[low:high])
             places.append(row_of[low:high] - first_row)
@@ -141,13 +160,14 @@ class PackingPlan:
 
     def _pack(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """The sequences of a window's rows, and the row of each: both int64 [N], by row."""
-        sequences = window * self._per_window + np.arange(self._per_window)
-        row_of = pack(self._lengths_of(sequences), self._max_length, self.most, _ROWS_PER_WINDOW)
+        first, end = (number * self._epoch // self._windows for number in (window, window + 1))
+        sequences = np.arange(first, end)
+        row_of = pack(self._lengths_of(sequences), self._max_length, self.most, self._rows)
         # The rows that were filled first hold the longest sequences.
-        shuffled = permutation(self._seed, self._purpose, window, _ROWS_PER_WINDOW)
-        row_of = np.where(row_of < 0, _ROWS_PER_WINDOW, shuffled[row_of])
-        order = np.argsort(row_of, kind="stable")[: np.count_nonzero(row_of < _ROWS_PER_WINDOW)]
-        return sequences[order], window * _ROWS_PER_WINDOW + row_of[order]
+        shuffled = permutation(self._seed, self._purpose, window, self._rows)
+        row_of = np.where(row_of < 0, self._rows, shuffled[row_of])
+        order = np.argsort(row_of, kind="stable")[: np.count_nonzero(row_of < self._rows)]
+        return sequences[order], window * self._rows + row_of[order]
 
 
 def pack_batch(

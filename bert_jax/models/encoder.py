@@ -84,7 +84,10 @@ class Embeddings(nn.Module):
         # Products with one-hot rows: their gradients are products too, not scatters into few rows.
         if is_packed(lengths):
             position_one_hot_BLL = jax.nn.one_hot(positions_within(lengths, length), length)
-            hidden_BLD += position_one_hot_BLL @ self.position[:length]
+            # At the default precision a TPU would round the table.
+            hidden_BLD += jnp.matmul(
+                position_one_hot_BLL, self.position[:length], precision="highest"
+            )
         else:
             hidden_BLD += self.position[:length]
         hidden_BLD += segment_one_hot_BLS @ self.segment

@@ -29,13 +29,15 @@ class Phase(NamedTuple):
       first_step: updates made before the phase starts.
       end_step: updates made when it ends.
       batch_size: examples in a global batch.
-      description: one or two words for the plan, such as ``length 128``.
+      description: a few words for the plan, such as ``length 128``.
+      validation_batch_size: examples in a global batch of an evaluation; 0: as many as in training.
     """
 
     first_step: int
     end_step: int
     batch_size: int
     description: str = "examples"
+    validation_batch_size: int = 0
 
 
 class Start(NamedTuple):
@@ -230,9 +232,9 @@ def validation_batches(
       task: the task.
       phase: the phase whose examples are evaluated.
       mesh: the device mesh.
-      batch_size: examples in a global batch; the phase's by default.
+      batch_size: examples in a global batch; as the phase says by default.
     """
-    size = batch_size or phase.batch_size
+    size = batch_size or phase.validation_batch_size or phase.batch_size
     rows = process_rows(size, mesh)
 
     def make(number: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from flax import linen as nn
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
 from bert_jax.data.corpus import read_vocabulary
 from bert_jax.data.order import shuffled_records
-from bert_jax.data.packing import PackingPlan, pack_batch
+from bert_jax.data.packing import Packing, PackingPlan, pack_batch
 from bert_jax.data.randomness import purpose_seed
 from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
@@ -50,8 +50,10 @@ class FineTuning(Task):
       encoder: the encoder's shape.
       description: what the model is.
       model: the flax module.
+      can_pack: whether ``sums`` takes batches of rows that several sequences share.
     """
 
+    can_pack = False
     description: ModelDescription
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
@@ -82,16 +84,17 @@ class FineTuning(Task):
             self._training = training
             self._packing = self._plan_packing()
             if config.total_steps == 0:
-                per_row = self._packing.sample.sequences_per_row if self._packing else 1.0
-                steps = round(config.epochs * len(training) / (config.batch_size * per_row))
-                config.total_steps = max(1, steps)
-            self._training_lengths = choose_lengths(training.lengths, longest)
+                rows = self._packing.rows_per_epoch if self._packing else len(training)
+                config.total_steps = max(1, round(config.epochs * rows / max(1, config.batch_size)))
+            # A run that goes on for more steps may pad otherwise from there, and drop others.
+            self._training_lengths = choose_lengths(training.lengths, longest, config.total_steps)
             self._plan = BucketPlan(
                 training.lengths, self._training_lengths, config.batch_size, config.seed
             )
         # Long rows come last, so that a batch holds rows of about the same length.
         self._order = np.argsort(self._validation.lengths, kind="stable")
-        self._validation_lengths = choose_lengths(self._validation.lengths, longest)
+        batches = len(self._validation) / max(1, config.batch_size)
+        self._validation_lengths = choose_lengths(self._validation.lengths, longest, batches)
 
     @abc.abstractmethod
     def read(self, split: str) -> Rows:
@@ -112,13 +115,20 @@ class FineTuning(Task):
     # --- data ---
 
     @property
+    def packing(self) -> Packing | None:
+        """What packing comes to, where training rows share rows of the model."""
+        return None if self._packing is None else self._packing.packing
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
-        """One phase, in which batches have several lengths."""
+        """One phase, in which batches have several lengths, or all rows are shared."""
         config = self.config
-        name = "rows of several lengths"
-        if self._start.trains and self._packing:
-            name = f"length {config.data.max_length}: {self._packing.sample}"
-        return (Phase(0, config.total_steps, config.batch_size, name),)
+        if self.packing is None:
+            name, validated = "rows of several lengths", config.batch_size
+        else:
+            name = f"length {config.data.max_length}: {self.packing}"
+            validated = config.batch_size * max(1, round(self.packing.sequences_per_row))
+        return (Phase(0, config.total_steps, config.batch_size, name, validated),)
 
     def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         """The given rows of the global batch of the update that follows ``step`` updates."""
@@ -156,8 +166,14 @@ class FineTuning(Task):
             raise UserError(f"data.sequences_per_row is {most}; give 1, or more to pack")
         if most == 1:
             return None
+        if not self.can_pack:
+            raise UserError(
+                f"data.sequences_per_row is {most}, and rows of the task {config.task!r} cannot be "
+                "shared; set it to 1"
+            )
         return PackingPlan(
             self._shuffled_lengths,
+            len(self._training),
             config.data.max_length,
             most,
             seed=config.seed,
@@ -204,8 +220,9 @@ class FineTuning(Task):
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward, without the vocabulary."""
-        attended = self._packing.sample.mean_length if self._packing else length
-        read_share = 1 / attended if self.description.reads_first_position_only else 1.0
+        attended = self.packing.attended_length if self.packing else length
+        own = self.packing.mean_length if self.packing else length
+        read_share = 1 / own if self.description.reads_first_position_only else 1.0
         return train_flops_per_token(self.encoder, attended, 0.0, read_share)
 
     # --- what a checkpoint holds ---
@@ -245,7 +262,7 @@ def apply_model(
     Args:
       model: encodes sequences.
       params: its parameters.
-      batch: int32 [B, L] twice, and [B].
+      batch: int32 [B, L] twice, and [B], or [B, Q] of rows that several sequences share.
       dropout_key: for dropout; None is without.
     """
     return model.apply(

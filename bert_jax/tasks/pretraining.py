@@ -98,7 +98,7 @@ class Pretraining(Task):
                 everything,
                 config.seed,
                 f"train phase {number}",
-                config.data.sequences_per_row,
+                config.data.get("sequences_per_row", 1),  # runs from before have none
             )
             for number in range(len(self._max_lengths))
         ]
@@ -123,7 +123,7 @@ class Pretraining(Task):
         shares = (1 - config.second_phase.share, config.second_phase.share)
         sizes = (config.batch_size, config.second_phase.batch_size or config.batch_size)
         epochs_per_step = sum(
-            share * size * _sequences_per_row(stream) / sum(stream.epoch_sizes())
+            share * size / stream.rows_per_epoch()
             for share, size, stream in zip(shares, sizes, self._training_streams, strict=False)
         )
         return round(epochs / epochs_per_step)
@@ -326,7 +326,7 @@ class Pretraining(Task):
         share = self.config.data.masking.share
         first = 0.0 if self._objective is Objective.NONE else 1 / length
         packing = self._training_streams[self._max_lengths.index(length)].packing
-        attended = length if packing is None else packing.mean_length
+        attended = length if packing is None else packing.attended_length
         return train_flops_per_token(self.description.config, attended, share, share + first)
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
@@ -375,10 +375,6 @@ def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:
             "prepare the corpus with that model's vocabulary (prepare --vocabulary DIRECTORY), "
             "which may be extended there (--extend_vocabulary)"
         )
-
-
-def _sequences_per_row(stream: ExampleStream) -> float:
-    return 1.0 if stream.packing is None else stream.packing.sequences_per_row
 
 
 def _open(

@@ -1,6 +1,7 @@
 """Classes, labels or values of texts and pairs of texts.
 
-Shapes: B batch, N examples, T targets (classes or labels).
+Shapes: B batch, N examples, T targets (classes or labels). In rows that several texts share, B are
+the rows times the places in each, [rows, places].
 """
 
 import dataclasses
@@ -38,6 +39,8 @@ THRESHOLD = 0.5
 
 class Classification(LabelledFineTuning):
     """One class of each text."""
+
+    can_pack = True
 
     def prepare_labels(self, table: Table) -> None:
         """The classes are those that the config gives, or those that training has."""
@@ -109,6 +112,8 @@ class Classification(LabelledFineTuning):
 class MultiLabelClassification(LabelledFineTuning):
     """Any number of labels of each text."""
 
+    can_pack = True
+
     def prepare_labels(self, table: Table) -> None:
         """The labels are those that the config gives, or those that training has."""
         data = self.config.data
@@ -162,6 +167,8 @@ class MultiLabelClassification(LabelledFineTuning):
 class Regression(LabelledFineTuning):
     """A number for each text."""
 
+    can_pack = True
+
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
         """float32 [N] values."""
         data = self.config.data
@@ -175,7 +182,7 @@ class Regression(LabelledFineTuning):
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """The squared error."""
-        values_B = self.apply(params, batch, dropout_key)[:, 0]
+        values_B = self.apply(params, batch, dropout_key)[..., 0]
         weights_B = batch["weights"] * batch["example_weights"]
         total = jnp.sum(weights_B * jnp.square(values_B - batch["targets"]))
         return {"loss": Ratio(total, jnp.sum(weights_B)), "tokens": token_sum(batch)}

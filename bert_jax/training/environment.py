@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
     described |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     described |= {
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "usable cores": str(_usable_cores()),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
@@ -58,7 +58,8 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

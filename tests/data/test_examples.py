@@ -166,10 +166,15 @@ def test_packed_rows_hold_the_sequences_of_unpacked_ones(corpus, length):
 
 def test_a_packed_row_does_not_depend_on_its_batch(corpus):
     stream = make_packed_stream([corpus, corpus], (0.3, 0.7))
-    whole = stream.batch(230, 60)  # over the end of a window
-    for first, rows in ((230, 20), (250, 39), (289, 1)):
-        expected = {name: array[first - 230 :][:rows] for name, array in whole.items()}
+    end = stream.rows_per_epoch()  # where a window ends
+    whole = stream.batch(end - 30, 60)
+    for first, rows in ((end - 30, 20), (end - 10, 39), (end + 29, 1)):
+        expected = {name: array[first - end + 30 :][:rows] for name, array in whole.items()}
         assert_equal(make_packed_stream([corpus, corpus], (0.3, 0.7)).batch(first, rows), expected)
+    everything = stream.batch(0, end)
+    # A process may be asked for a row that holds nothing.
+    for row in np.flatnonzero(everything["lengths"].sum(axis=1) == 0)[:2].tolist():
+        assert not stream.batch(row, 1)["masked_weights"].any()
     counts = stream.counts(8192)
     assert counts[0] / counts.sum() == pytest.approx(0.3, abs=0.01)
 

@@ -33,38 +33,56 @@ def test_the_fullest_row_with_room_is_taken():
     assert row_of.tolist() == [0, 1, 0, 0, 1]
 
 
-@pytest.fixture
-def plan():
-    lengths = np.random.default_rng(0).integers(3, 40, 100_000)
-    return PackingPlan(lambda numbers: lengths[numbers], 64, 6, seed=1, purpose="test"), lengths
+def make_plan(epoch):
+    lengths = np.random.default_rng(0).integers(3, 40, epoch)
+    order = np.random.default_rng(1).permutation(epoch)  # an epoch's own order
+
+    def lengths_of(numbers):
+        return lengths[order[numbers % epoch]]
+
+    return PackingPlan(lengths_of, epoch, 64, 6, seed=1, purpose="test"), lengths_of
 
 
-def test_rows_do_not_depend_on_how_they_are_asked_for(plan):
-    plan, _ = plan
-    numbers, row_of = plan.rows(800, 700)
-    bounds = (800, 1024, 1411, 1500)
+def test_rows_do_not_depend_on_how_they_are_asked_for():
+    plan, _ = make_plan(10_000)
+    window = plan.rows_per_epoch // 5
+    bounds = (window - 300, window, window + 120, 2 * window + 200)
+    numbers, row_of = plan.rows(bounds[0], bounds[-1] - bounds[0])
     parts = [plan.rows(first, end - first) for first, end in pairwise(bounds)]
     assert np.concatenate([part[0] for part in parts]).tolist() == numbers.tolist()
-    shifted = [part[1] + start - 800 for part, start in zip(parts, bounds, strict=False)]
+    shifted = [part[1] + start - bounds[0] for part, start in zip(parts, bounds, strict=False)]
     assert np.concatenate(shifted).tolist() == row_of.tolist()
     assert (np.diff(row_of) >= 0).all()
-    assert row_of.min() >= 0 and row_of.max() < 700
-    assert len(np.unique(row_of)) > 0.97 * 700
+    assert row_of.min() >= 0 and row_of.max() < bounds[-1] - bounds[0]
+    assert len(np.unique(row_of)) > 0.97 * (bounds[-1] - bounds[0])
 
 
-def test_nearly_every_sequence_is_read_and_none_twice(plan):
-    plan, lengths = plan
-    rows = 1024 * 8
+@pytest.mark.parametrize("epoch", [1, 7, 300, 2048])
+def test_a_short_epoch_is_packed_exactly(epoch):
+    plan, lengths_of = make_plan(epoch)
+    for number in range(3):
+        first = number * plan.rows_per_epoch
+        numbers, row_of = plan.rows(first, plan.rows_per_epoch)
+        assert sorted(numbers) == list(range(number * epoch, (number + 1) * epoch))
+        assert np.unique(row_of).tolist() == list(range(plan.rows_per_epoch))
+        assert plan.sequences_before(first) == number * epoch
+    assert plan.packing.efficiency == pytest.approx(
+        lengths_of(np.arange(epoch)).sum() / plan.rows_per_epoch / 64
+    )
+
+
+def test_nearly_every_sequence_of_a_long_epoch_is_read_and_none_twice():
+    plan, lengths_of = make_plan(50_000)
+    rows = plan.rows_per_epoch
     numbers, row_of = plan.rows(0, rows)
-    assert len(np.unique(numbers)) == len(numbers)
-    assert 0 <= plan.sequences_before(rows) - (numbers.max() + 1) < 10
-    assert len(numbers) > 0.99 * plan.sequences_before(rows)
-    assert np.bincount(row_of, weights=lengths[numbers]).max() <= 64
-    efficiency = lengths[numbers].sum() / (rows * 64)
+    assert len(np.unique(numbers)) == len(numbers) and numbers.max() == 50_000 - 1
+    assert len(numbers) > 0.99 * 50_000
+    assert np.bincount(row_of, weights=lengths_of(numbers)).max() <= 64
+    efficiency = lengths_of(numbers).sum() / (rows * 64)
     assert efficiency > 0.93
-    assert efficiency == pytest.approx(plan.sample.efficiency, abs=0.01)
-    assert len(numbers) / rows == pytest.approx(plan.sample.sequences_per_row, rel=0.01)
-    assert str(plan.sample).endswith("% of its positions are tokens")
+    assert efficiency == pytest.approx(plan.packing.efficiency, abs=0.01)
+    assert len(numbers) / rows == pytest.approx(plan.packing.sequences_per_row, rel=0.01)
+    assert str(plan.packing).endswith("% of its positions are tokens")
 
 
 def test_a_batch_is_laid_out_and_can_be_taken_apart():

@@ -235,27 +235,29 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
     shared = {"model__hidden_dropout": 0, "model__attention_dropout": 0, **settings}
     packed = make_task(recipe, data__sequences_per_row=6, **shared)
     single = make_task(recipe, batch_size=1, **shared)
-    params = initialise(packed)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(  # or all texts would score alike
+        lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32), initialise(packed)
+    )
     batch = packed.training_batch(3, slice(2, 8))
     assert batch["token_ids"].shape == (6, 32) and batch["lengths"].shape == (6, 6)
     assert "sequences a row" in packed.phases[0].description
     found = packed.sums(params, batch, None)
 
-    # The same rows, told by their tokens, one by one.
+    # The same rows, told by their tokens and targets, one by one.
     training = single.read("train")
     everything = training.rows(np.arange(len(training)), 32)
-    texts = [
-        bytes(row[:n])
-        for row, n in zip(everything["token_ids"], everything["lengths"], strict=True)
+    known = list(map(bytes, everything["token_ids"]))
+    known = [
+        text + bytes(target) for text, target in zip(known, everything["targets"], strict=True)
     ]
     numbers = []
-    for row, lengths in zip(batch["token_ids"], batch["lengths"], strict=True):
-        ends = np.cumsum(lengths)
-        numbers += [
-            texts.index(bytes(row[end - n : end]))
-            for end, n in zip(ends, lengths, strict=True)
-            if n
-        ]
+    for row, lengths in enumerate(batch["lengths"]):
+        for place, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
+            if length:
+                text = np.zeros(32, np.int32)
+                text[:length] = batch["token_ids"][row, end - length : end]
+                numbers.append(known.index(bytes(text) + bytes(batch["targets"][row, place])))
     assert len(numbers) > 6
     rows = training.rows(np.array(numbers), 32)
     expected = single.sums(params, rows | {"example_weights": np.ones(len(numbers))}, None)
