@@ -13,8 +13,9 @@ rows, which choose no checkpoint: there is one evaluation, after the last step.
                   same directory, with the numbers of configs/classify.py (rate, schedule, warm-up,
                   AdamW with its decay, clipping, batch, length); its batches are drawn at random
                   where ours are of about one length, and the last, smaller batch counts as a step
-    lora          configs/classify.py with LoRA on every projection, its scale and learning rate the
-                  best of seven pairs for SST-2's first 10,000 rows, by the 5,000 rows after them
+    lora          configs/classify.py with LoRA on every projection; its scale, learning rate and
+                  dropout (none) the best of ten for SST-2's first 10,000 rows, by the 5,000 rows
+                  after them
     tfidf         TF-IDF of words and pairs of words with logistic regression, whose penalty is
                   chosen by cross-validation on the training rows
 
@@ -264,6 +265,7 @@ def main() -> None:
     parser.add_argument("--lora_rank", type=int, default=4)
     parser.add_argument("--lora_alpha", type=float, default=16.0)
     parser.add_argument("--lora_learning_rate", type=float, default=2e-3)
+    parser.add_argument("--lora_dropout", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     contestants, seeds = arguments.contestants.split(","), arguments.seeds.split(",")
@@ -295,6 +297,8 @@ def main() -> None:
             "model.lora_rank": arguments.lora_rank,
             "model.lora_alpha": arguments.lora_alpha,
             "model.lora_targets": LORA_TARGETS,
+            "model.hidden_dropout": arguments.lora_dropout,
+            "model.attention_dropout": arguments.lora_dropout,
             "optimizer.learning_rate": arguments.lora_learning_rate,
         },
     }

@@ -4,13 +4,13 @@
 
 Both train a BERT of random weights on the texts of one file (columns `text` and `label`), in
 float32 on the CPU with dropout on, each with its own loader, batches and padding: ours in buckets
-of length, the Trainer with batches padded to their longest row, at random and grouped by length.
-Time is per example, from one finished update to the next, so that neither's start-up or compilation
-counts. The contestants take turns within one process; the table gives medians of the turns.
+of length, and packed into rows as long as the longest text; the Trainer with batches padded to
+their longest row, at random and grouped by length. Time is per example, from one finished update to
+the next, so that neither's start-up or compilation counts. The contestants take turns within one
+process; the table gives medians of the turns.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,17 +18,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cpu_threads import use_cpu
+from results import add_results_argument, keep
 
 CLASSIFY = Path(__file__).parents[1] / "configs" / "classify.py"
 # The updates of a turn that only warm up; for the Trainer starts anew with every turn.
 WARM_UP = 3
+PACKED_SEQUENCES = 16  # of a row at most
 
-# Makes some updates; gives the seconds that they took.
+# Makes some updates; gives the seconds that an example took.
 Turn = Callable[[int], float]
 
 
-def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_length: int) -> Turn:
+def our_turn(
+    data: Path, vocabulary: Path, size: str, batch_size: int, max_length: int, packed: bool
+) -> Turn:
     """The loop of `bert_jax.train` without its logging."""
     import jax
 
@@ -43,6 +48,15 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
     config.data.train, config.data.max_length = str(data), max_length
     config.batch_size, config.total_steps = batch_size, 1_000_000
     task = load_task(config)
+    if packed:
+        # Rows that hold the longest text, and as many of them as hold so many examples.
+        longest = int(task.read("train").lengths.max())
+        config.data.max_length, config.data.sequences_per_row = (
+            -(-longest // 8) * 8,
+            PACKED_SEQUENCES,
+        )
+        config.batch_size = round(batch_size / load_task(config).packing.sequences_per_row)
+        task = load_task(config)
     mesh = make_mesh(config.mesh)
     program = make_program(task, mesh)
     settings = program.make_settings()
@@ -50,13 +64,16 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
     batches = training_batches(task, 0, mesh)
     compiled: dict[Any, Any] = {}
 
-    def update() -> None:
+    def update() -> int:
         nonlocal state
-        batch = to_global(next(batches), mesh)
+        rows = next(batches)
+        examples = np.count_nonzero(rows["lengths"])
+        batch = to_global(rows, mesh)
         shape = batch["token_ids"].shape
         if shape not in compiled:
             compiled[shape] = program.compile(batch, mesh)
         state, _ = compiled[shape](state, batch, settings)
+        return examples
 
     for _ in range(32):  # a window has batches of every length
         update()
@@ -66,10 +83,9 @@ def our_turn(data: Path, vocabulary: Path, size: str, batch_size: int, max_lengt
             update()
         jax.block_until_ready(state)
         started = time.perf_counter()
-        for _ in range(updates):
-            update()
+        examples = sum(update() for _ in range(updates))
         jax.block_until_ready(state)
-        return time.perf_counter() - started
+        return (time.perf_counter() - started) / examples
 
     return turn
 
@@ -136,7 +152,7 @@ def trainer_turn(
                 data_collator=transformers.DataCollatorWithPadding(tokenizer),
                 callbacks=[clock],
             ).train()
-        return clock.ends[-1] - clock.ends[WARM_UP - 1]
+        return (clock.ends[-1] - clock.ends[WARM_UP - 1]) / (updates * batch_size)
 
     return turn
 
@@ -152,7 +168,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--updates", type=int, default=32, help="updates of a turn")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    add_results_argument(parser)
     arguments = parser.parse_args()
 
     use_cpu(arguments.threads)
@@ -163,7 +179,10 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     shape = (arguments.size, arguments.batch_size, arguments.max_length)
     ours = "bert_jax"
-    turns = {ours: our_turn(arguments.data, arguments.vocabulary, *shape)}
+    turns = {
+        ours: our_turn(arguments.data, arguments.vocabulary, *shape, packed=False),
+        f"{ours}, packed": our_turn(arguments.data, arguments.vocabulary, *shape, packed=True),
+    }
     for name, sampling in (("at random", "random"), ("by length", "group_by_length")):
         turns[f"Trainer, batches {name}"] = trainer_turn(
             arguments.data, arguments.vocabulary, *shape, sampling
@@ -173,28 +192,26 @@ def main() -> None:
         for name, turn in turns.items():
             seconds[name].append(turn(arguments.updates))
 
-    examples = arguments.updates * arguments.batch_size
-    medians = {name: statistics.median(times) / examples for name, times in seconds.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(
         f"BERT-{arguments.size}, batch {arguments.batch_size}, at most {arguments.max_length} "
         f"tokens, {arguments.threads} threads"
     )
     print(f"{'':28} {'ms an example':>14} {'fastest':>9} {'times ours':>11}")
     for name, median in medians.items():
-        fastest = min(seconds[name]) / examples
         ratio = median / medians[ours]
-        print(f"{name:28} {1e3 * median:14.2f} {1e3 * fastest:9.2f} {ratio:11.2f}")
-    if arguments.json:
-        from bert_jax.training.environment import environment
-
-        record = {
-            "settings": {key: str(value) for key, value in vars(arguments).items()},
-            "machine": environment()
-            | {"torch": torch.__version__, "transformers": transformers.__version__},
-            "seconds": seconds,
-            "median_seconds_an_example": medians,
-        }
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{name:28} {1e3 * median:14.2f} {1e3 * min(seconds[name]):9.2f} {ratio:11.2f}")
+    own, packed, at_random, by_length = (1e3 * median for median in medians.values())
+    keep(
+        arguments.results,
+        f"fine-tuning BERT-{arguments.size} on `{arguments.data.name}`, batches of "
+        f"{arguments.batch_size}",
+        f"{own:.2f} ms an example ({packed:.2f} packed); `transformers`' Trainer as it comes "
+        f"{at_random:.2f}, **{at_random / own:.2f} times** as long; with `group_by_length` "
+        f"{by_length:.2f}, {by_length / own:.2f} times",
+        {"seconds_an_example": seconds, "median_seconds_an_example": medians},
+        {"torch": torch.__version__, "transformers": transformers.__version__},
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the table gives medians of the turns. How far their vectors differ is printed.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from cpu_threads import use_cpu
+from results import add_results_argument, keep
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    add_results_argument(parser)
     arguments = parser.parse_args()
 
     use_cpu(arguments.threads)
@@ -40,7 +40,6 @@ def main() -> None:
 
     import bert_jax
     from bert_jax.data.tables import read_table
-    from bert_jax.training.environment import environment
 
     torch.set_num_threads(arguments.threads)
     texts = read_table(arguments.data, [arguments.text]).columns[arguments.text][: arguments.rows]
@@ -70,18 +69,19 @@ def main() -> None:
         fastest = len(texts) / min(seconds[name])
         ratio = median / medians["bert_jax"]
         print(f"{name:24} {len(texts) / median:15,.0f} {fastest:9,.0f} {ratio:14.2f}")
-    if arguments.json:
-        record = {
-            "settings": {key: str(value) for key, value in vars(arguments).items()},
-            "machine": environment()
-            | {
-                "torch": torch.__version__,
-                "sentence-transformers": sentence_transformers.__version__,
-            },
-            "seconds": seconds,
-            "median_seconds": medians,
-        }
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    times = medians["sentence-transformers"] / medians["bert_jax"]
+    keep(
+        arguments.results,
+        f"embedding {len(texts):,} texts of `{arguments.data.name}`, float32, batches of "
+        f"{arguments.batch_size}",
+        f"{len(texts) / medians['bert_jax']:,.0f} texts/s; `sentence-transformers` "
+        f"{len(texts) / medians['sentence-transformers']:,.0f}: **{times:.2f} times** as long",
+        {"seconds": seconds, "median_seconds": medians},
+        {
+            "torch": torch.__version__,
+            "sentence-transformers": sentence_transformers.__version__,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """How many real tokens a second one core reads, pairs and masks.
 
-    python benchmarks/loader.py --corpus data/mine [--output FILE]
+    python benchmarks/loader.py --corpus data/mine
 
 The process is bound to one core. Rows are read in random order from the prepared corpus; padding
-does not count. The table gives the median of the rounds.
+does not count. The table gives the median of the rounds. Packed rows hold up to 16 sequences.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
-from pathlib import Path
+
+from results import add_results_argument, keep
 
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.examples import ExampleStream
@@ -28,34 +28,44 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, help="a prepared directory")
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
+    add_results_argument(parser)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = [
-        (f"{objective}, masked by {unit}", measure(arguments, objective, unit))
-        for objective, unit in (
-            (Objective.NEXT_SENTENCE, Unit.TOKEN),
-            (Objective.NEXT_SENTENCE, Unit.WORD),
-            (Objective.NEXT_SENTENCE, Unit.SPAN),
-            (Objective.SENTENCE_ORDER, Unit.TOKEN),
-            (Objective.NONE, Unit.TOKEN),
+        (name, measure(arguments, objective, unit, sequences_per_row))
+        for name, objective, unit, sequences_per_row in (
+            ("nsp, masked by token", Objective.NEXT_SENTENCE, Unit.TOKEN, 1),
+            ("nsp, masked by word", Objective.NEXT_SENTENCE, Unit.WORD, 1),
+            ("nsp, masked by span", Objective.NEXT_SENTENCE, Unit.SPAN, 1),
+            ("sop, masked by token", Objective.SENTENCE_ORDER, Unit.TOKEN, 1),
+            ("none, masked by token", Objective.NONE, Unit.TOKEN, 1),
+            ("none, packed", Objective.NONE, Unit.TOKEN, 16),
         )
     ]
     print(f"length {arguments.max_length}, batches of {arguments.batch_size}, one core")
     for name, speed in rows:
         print(f"  {name:22} {speed:>12,.0f} real tokens/s")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(dict(rows), indent=2) + "\n")
+    slowest, speed = min(rows, key=lambda row: row[1])
+    keep(
+        arguments.results,
+        f"loader: reading, pairing and masking, length {arguments.max_length}",
+        f"**{rows[0][1]:,.0f}** real tokens/s on one core ({rows[0][0]}; the slowest, "
+        f"{slowest}: {speed:,.0f})",
+        dict(rows),
+        {},
+    )
 
 
-def measure(arguments: argparse.Namespace, objective: Objective, unit: Unit) -> float:
+def measure(
+    arguments: argparse.Namespace, objective: Objective, unit: Unit, sequences_per_row: int
+) -> float:
     """Real tokens a second, the median of the rounds."""
     corpus = open_corpus(arguments.corpus)
     stream = ExampleStream(
         [corpus.split("train")],
         [1.0],
         corpus.tokenizer,
-        PairOptions(arguments.max_length, objective),
+        PairOptions(arguments.max_length, objective, sequences_per_row=sequences_per_row),
         MaskingOptions(arguments.max_length, unit),
         seed=0,
         purpose="benchmark",

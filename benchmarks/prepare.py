@@ -1,6 +1,6 @@
 """How fast text becomes a corpus, and in how much memory.
 
-    python benchmarks/prepare.py --input books.jsonl.xz [--vocabulary vocab.txt] [--output FILE]
+    python benchmarks/prepare.py --input books.jsonl.xz [--vocabulary vocab.txt]
         [--beam_runner DirectRunner --files 16] [--gigabytes 20]
 
 The input (JSON lines with a ``text`` field, or text; compressed or not) is decompressed first,
@@ -16,7 +16,6 @@ difference between them costs, so often as it goes into it. The time of starting
 import argparse
 import contextlib
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 
 import psutil
+from results import add_results_argument, keep
 
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documents import Tally
@@ -44,23 +44,29 @@ def main() -> None:
     parser.add_argument("--beam_runner", help="prepare by a Beam pipeline")
     parser.add_argument("--files", type=int, default=1, help="how many files the text is put into")
     parser.add_argument("--gigabytes", type=float, help="how much text to compute the cost of")
-    parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
+    add_results_argument(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         result = measure(arguments, Path(name))
     print_table(result)
     if arguments.gigabytes:
         print_cost(result, arguments.gigabytes)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    quarter, whole = result["runs"]
+    given = "an existing" if arguments.vocabulary else "its"
+    keep(
+        arguments.results,
+        f"`prepare`, {whole['text_megabytes']:.0f} MB of text, {given} vocabulary",
+        f"**{whole['megabytes_per_second']:.1f} MB/s**, {whole['peak_memory_megabytes']:.0f} MB of "
+        f"memory ({quarter['peak_memory_megabytes']:.0f} MB for a quarter of it)",
+        result,
+        {},
+    )
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict:
     """Runs ``bert_jax.prepare`` on a quarter of the text and on all of it."""
     sizes = write_texts(arguments.input, scratch, arguments.files)
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
-        "python": platform.python_version(),
         "input": arguments.input.name,
         "workers": arguments.workers,
         "max_length": arguments.max_length,
@@ -157,8 +163,7 @@ def _cpu_seconds_of_children() -> float:
 
 def print_table(result: dict) -> None:
     """Prints the numbers."""
-    print(f"{result['machine']}, Python {result['python']}, {result['workers']} workers")
-    print(f"{result['input']}, rows of {result['max_length']} tokens")
+    print(f"{result['input']}, rows of {result['max_length']} tokens, {result['workers']} workers")
     if "vocabulary_seconds" in result:
         print(
             f"vocabulary of {_VOCABULARY_SIZE:,} from {result['vocabulary_megabytes']:.1f} MB: "

@@ -9,7 +9,6 @@ second run is gone on with from its checkpoint. Each is done several times; the 
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -23,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpu_threads import use_cpu
+from results import add_results_argument, keep
 
 from bert_jax.command_line import load_config
-from bert_jax.training.environment import environment
 from bert_jax.training.preemption import EXIT_PREEMPTED
 
 STARTS = ("nothing compiled", "compiled before", "gone on")
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/pretrain.py:mini", help="the recipe")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="how often each is done")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    add_results_argument(parser)
     arguments, overrides = parser.parse_known_args()
 
     use_cpu(arguments.threads)
@@ -85,14 +84,15 @@ def main() -> None:
     for name in STARTS:
         medians = statistics.median(seconds[name]), statistics.median(compiling[name])
         print(f"{name:18} {medians[0]:20.1f} {medians[1]:16.1f}")
-    if arguments.json:
-        record = {
-            "settings": vars(arguments) | {"json": None, "overrides": overrides},
-            "machine": environment(),
-            "seconds": seconds,
-            "compiling_seconds": compiling,
-        }
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    first, second, last = (statistics.median(seconds[name]) for name in STARTS)
+    keep(
+        arguments.results,
+        f"from the command to the first step, `{arguments.config}`",
+        f"**{first:.1f} s**; {second:.1f} s where it was compiled before; {last:.1f} s to go on "
+        "from a checkpoint",
+        {"seconds": seconds, "compiling_seconds": compiling},
+        {},
+    )
 
 
 if __name__ == "__main__":

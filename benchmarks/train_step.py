@@ -1,44 +1,61 @@
-"""Times one pretraining step of BERT against transformers' PyTorch BertForPreTraining.
+"""Times one pretraining step of BERT against PyTorch's in transformers, and a plain flax one.
 
-    python benchmarks/train_step.py --json train_step.json
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --device gpu --size large --length 512 --batch_size 64
 
-One step is forward, backward, clipping and AdamW update with dropout on, in float32 on the CPU.
-Ours is the step that `bert_jax.train` runs, with its metrics; all get the same batches, which the
-pretraining task makes from the built-in corpus (prepared on first use). PyTorch runs eagerly and
-through torch.compile, each with the fused and the foreach AdamW. The contestants take turns within
-one process, so that a slow spell of the machine meets all of them; the table gives medians.
+One step is forward, backward, clipping and AdamW update with dropout on; in float32 on the CPU, in
+bfloat16 (torch's autocast) on a GPU. Ours is the step that `bert_jax.train` runs, with its metrics;
+all get the same batches, which the pretraining task makes from the built-in corpus (prepared on
+first use).
+
+    bert_jax                  with the attention that --attention names
+    flax.linen, plain         BERT as one writes it with flax's own parts (`plain_flax.py`)
+    transformers              BertForPreTraining, eagerly and through torch.compile, with SDPA
+    transformers, masked only the same model, changed to decode only the masked positions
+
+The contestants take turns within one process, so that a slow spell of the machine meets all of
+them; the table gives medians. MFU is over real tokens, by `train_flops_per_token`, and the same for
+all, so that it compares times.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cpu_threads import use_cpu
+from results import add_results_argument, keep
 
 VOCABULARY_SIZE = 30522
 PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
+PLAIN = "flax.linen, plain"
+OURS = "bert_jax"
 
 Batch = dict[str, np.ndarray]
-# Takes a batch, makes one update, returns when the parameters are ready.
-Step = Callable[[Batch], float]
+# Makes an update with each of some batches, and returns when the parameters are ready.
+Turn = Callable[[Sequence[Batch]], None]
 
 
-def pretraining_task(size: str, length: int, batch_size: int) -> Any:
+def pretraining_task(arguments: argparse.Namespace) -> Any:
     """The task of `configs/pretrain.py` on the built-in corpus."""
     from bert_jax.command_line import load_config
     from bert_jax.tasks.base import load_task
 
-    config = load_config(f"{PRETRAIN}:{size}")
-    config.batch_size = batch_size
-    config.data.max_length = length
+    config = load_config(f"{PRETRAIN}:{arguments.size}")
+    config.batch_size = arguments.batch_size
+    config.data.max_length = arguments.length
     config.docs.vocabulary_size = VOCABULARY_SIZE
+    config.model.compute_dtype = "float32" if arguments.device == "cpu" else "bfloat16"
+    config.model.attention = arguments.attention
+    config.model.attention_dropout = arguments.attention_dropout
+    config.model.remat = arguments.remat
+    if arguments.unroll:
+        config.model.unroll = arguments.unroll
     task = load_task(config)
     # The text is too small to fill BERT's vocabulary; the model has all of it.
     encoder = dataclasses.replace(task.description.config, vocabulary_size=VOCABULARY_SIZE)
@@ -47,7 +64,7 @@ def pretraining_task(size: str, length: int, batch_size: int) -> Any:
     return task
 
 
-def jax_step(task: Any) -> Step:
+def our_turn(task: Any) -> Turn:
     """The step that `bert_jax.train` runs, on one device."""
     import jax
 
@@ -55,132 +72,261 @@ def jax_step(task: Any) -> Step:
     from bert_jax.training.sharding import make_mesh, to_global
     from bert_jax.training.state import initial_state
 
-    mesh, (phase,) = make_mesh(task.config.mesh), task.phases
+    mesh, (phase,) = make_mesh(task.config.mesh, jax.devices()[:1]), task.phases
     program = make_program(task, mesh)
     settings = program.make_settings()
     state = initial_state(task.initialise, program.optimizer, program.state, jax.random.key(0))
     compiled = program.compile(abstract_batch(task, phase, phase.batch_size, mesh), mesh)
 
-    def run(batch: Batch) -> float:
+    def turn(batches: Sequence[Batch]) -> None:
         nonlocal state
-        state, report = compiled(state, to_global(batch, mesh), settings)
-        jax.block_until_ready(state)
-        return float(report["mlm_loss"].total / report["mlm_loss"].weight)
+        for batch in batches:
+            state, report = compiled(state, to_global(batch, mesh), settings)
+        jax.block_until_ready((state, report))
 
-    return run
+    return turn
 
 
-def torch_step(size: str, length: int, compiled: bool, optimizer_kind: str) -> Step:
-    """transformers' BertForPreTraining, in its default attention, with torch's AdamW."""
+def plain_turn(task: Any) -> Turn:
+    """A plain BERT in flax.linen with optax's AdamW."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from plain_flax import PlainBert
+
+    shape = task.description.config
+    model = PlainBert(shape)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            1e-4,
+            eps=1e-6,
+            weight_decay=0.01,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    )
+
+    def loss(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        logits_BLV, pair_logits_B2 = model.apply(
+            params,
+            *(batch[name] for name in ("token_ids", "segment_ids", "lengths")),
+            rngs={"dropout": key},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, batch["labels"])
+        mlm = jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
+        pairs = optax.softmax_cross_entropy_with_integer_labels(
+            pair_logits_B2, batch["next_sentence_label"]
+        )
+        return mlm + jnp.mean(pairs)
+
+    def step(
+        state: tuple[Any, Any, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[tuple[Any, Any, jax.Array], jax.Array]:
+        params, moments, count = state
+        key = jax.random.fold_in(jax.random.key(1), count)
+        value, gradients = jax.value_and_grad(loss)(params, batch, key)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), moments, count + 1), value
+
+    def inputs(batch: Batch) -> Batch:
+        labels, weights = (np.zeros_like(batch["token_ids"]) for _ in range(2))
+        rows, places = np.nonzero(batch["masked_weights"])
+        columns = batch["masked_positions"][rows, places]
+        labels[rows, columns] = batch["masked_labels"][rows, places]
+        weights[rows, columns] = 1
+        names = ("token_ids", "segment_ids", "lengths", "next_sentence_label")
+        return {name: batch[name] for name in names} | {"labels": labels, "weights": weights}
+
+    example = inputs(task.training_batch(0, slice(0, 1)))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(2)}
+    ids = (example[name] for name in ("token_ids", "segment_ids", "lengths"))
+    params = jax.jit(model.init)(keys, *ids)
+    state = (params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def turn(batches: Sequence[Batch]) -> None:
+        nonlocal state
+        for batch in batches:
+            state, value = compiled(state, inputs(batch))
+        jax.block_until_ready((state, value))
+
+    return turn
+
+
+def torch_turn(arguments: argparse.Namespace, compiled: bool, masked_only: bool) -> Turn:
+    """transformers' BertForPreTraining with torch's fused AdamW."""
     import torch
     import transformers
 
     from bert_jax.models import sized_config
 
-    shape = sized_config(size, VOCABULARY_SIZE)
+    shape = sized_config(arguments.size, VOCABULARY_SIZE)
+    on_gpu = arguments.device == "gpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
     torch.manual_seed(0)
-    model = transformers.BertForPreTraining(
-        transformers.BertConfig(
-            vocab_size=VOCABULARY_SIZE,
-            hidden_size=shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=shape.feed_forward_width,
-        )
-    ).train()
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward_width,
+        attention_probs_dropout_prob=arguments.attention_dropout,
+        attn_implementation="sdpa",
+    )
+    model = transformers.BertForPreTraining(config).train().to(device)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, eps=1e-6, **{optimizer_kind: True})
-    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, eps=1e-6, fused=True)
 
-    def run(batch: Batch) -> float:
-        lengths = batch["lengths"]
-        labels = np.full(batch["token_ids"].shape, -100, np.int64)
-        rows, places = np.nonzero(batch["masked_weights"])
+    def masked_loss(
+        inputs: dict[str, Any], positions: Any, labels: Any, next_sentence_label: Any
+    ) -> Any:
+        outputs = model.bert(**inputs)
+        places = positions[..., None].expand(-1, -1, shape.width)
+        scores = model.cls.predictions(outputs.last_hidden_state.gather(1, places))
+        cross_entropy = torch.nn.functional.cross_entropy
+        pairs = model.cls.seq_relationship(outputs.pooler_output)
+        mlm = cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+        return mlm + cross_entropy(pairs.float(), next_sentence_label)
+
+    def whole_loss(inputs: dict[str, Any], labels: Any, next_sentence_label: Any) -> Any:
+        return model(**inputs, labels=labels, next_sentence_label=next_sentence_label).loss
+
+    forward = masked_loss if masked_only else whole_loss
+    if compiled:
+        forward = torch.compile(forward)
+
+    def tensor(array: np.ndarray) -> Any:
+        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
+
+    def targets(batch: Batch) -> tuple[np.ndarray, ...]:
+        masked = batch["masked_weights"] > 0
+        if masked_only:
+            labels = np.where(masked, batch["masked_labels"], -100)
+            return batch["masked_positions"], labels
+        labels = np.full(batch["token_ids"].shape, -100)
+        rows, places = np.nonzero(masked)
         labels[rows, batch["masked_positions"][rows, places]] = batch["masked_labels"][rows, places]
-        real = np.arange(length) < lengths[:, None]
-        loss = forward(
-            input_ids=torch.from_numpy(batch["token_ids"].astype(np.int64)),
-            token_type_ids=torch.from_numpy(batch["segment_ids"].astype(np.int64)),
-            attention_mask=torch.from_numpy(real.astype(np.int64)),
-            labels=torch.from_numpy(labels),
-            next_sentence_label=torch.from_numpy(batch["next_sentence_label"].astype(np.int64)),
-        ).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return (labels,)
 
-    return run
+    def turn(batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            inputs = {
+                "input_ids": tensor(batch["token_ids"]),
+                "token_type_ids": tensor(batch["segment_ids"]),
+                "attention_mask": tensor(np.arange(arguments.length) < batch["lengths"][:, None]),
+            }
+            labels = map(tensor, (*targets(batch), batch["next_sentence_label"]))
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                loss = forward(inputs, *labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return turn
+
+
+def make_turns(arguments: argparse.Namespace, task: Any) -> dict[str, Turn]:
+    """The contestants that were asked for."""
+    turns = {OURS: our_turn(task)}
+    if "flax" in arguments.peers:
+        turns[PLAIN] = plain_turn(task)
+    if "torch" in arguments.peers:
+        for masked_only, compiled in itertools.product((False, True), repeat=2):
+            changed = ", masked only" if masked_only else ""
+            name = f"transformers{changed}, {'compiled' if compiled else 'eager'}"
+            turns[name] = torch_turn(arguments, compiled, masked_only)
+    return turns
 
 
 def main() -> None:
-    """Runs the contestants in turns, prints the table, writes the JSON."""
+    """Runs the contestants in turns, prints the table, keeps the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--size", default="mini", help="model size")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant")
-    parser.add_argument("--without_torch", action="store_true", help="time ours alone")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--attention", default="xla", help="ours: xla, cudnn, splash")
+    parser.add_argument("--attention_dropout", type=float, default=0.1)
+    parser.add_argument("--remat", default="auto", help="ours")
+    parser.add_argument("--unroll", type=int, default=0, help="ours; 0: the recipe's")
+    parser.add_argument("--peers", default="torch,flax", help="torch, flax, or none")
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
+    parser.add_argument("--updates", type=int, default=1, help="updates of a turn")
+    parser.add_argument("--profile", type=Path, help="a directory for xprof, of a turn of ours")
+    add_results_argument(parser)
     arguments = parser.parse_args()
 
-    use_cpu(arguments.threads)
-
-    size, length = arguments.size, arguments.length
-    ours = "bert_jax"
-    task = pretraining_task(size, length, arguments.batch_size)
-    steps = {ours: jax_step(task)}
+    if arguments.device == "cpu":
+        use_cpu(arguments.threads)
     versions = {}
-    if not arguments.without_torch:
+    if "torch" in arguments.peers:
         import torch
+        import transformers
 
         torch.set_num_threads(arguments.threads)
-        versions["torch"] = torch.__version__
-        for compiled, kind in itertools.product((False, True), ("fused", "foreach")):
-            mode = "compiled" if compiled else "eager"
-            name = f"PyTorch {mode}, {kind} AdamW"
-            steps[name] = torch_step(size, length, compiled, kind)
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    task = pretraining_task(arguments)
+    turns = make_turns(arguments, task)
+
+    import jax
+
+    from bert_jax.models import peak_flops
 
     rows = slice(0, arguments.batch_size)
-    batches = (task.training_batch(number, rows) for number in itertools.count())
-    for _, step in itertools.product(range(2), steps.values()):
-        step(next(batches))
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    made = (task.training_batch(number, rows) for number in itertools.count())
+    warm_up = list(itertools.islice(made, 2))
+    for turn in turns.values():
+        turn(warm_up)
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    tokens = []
     for _ in range(arguments.rounds):
-        batch = next(batches)
-        for name, step in steps.items():
+        batches = list(itertools.islice(made, arguments.updates))
+        tokens.append(sum(int(batch["lengths"].sum()) for batch in batches) / len(batches))
+        for name, turn in turns.items():
             start = time.perf_counter()
-            step(batch)
-            seconds[name].append(time.perf_counter() - start)
+            turn(batches)
+            seconds[name].append((time.perf_counter() - start) / len(batches))
+
+    if arguments.profile:
+        with jax.profiler.trace(arguments.profile):
+            turns[OURS](batches)
 
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(
-        f"BERT-{size}, vocabulary {VOCABULARY_SIZE}, length {length}, "
-        f"batch {arguments.batch_size}, {arguments.threads} threads"
+    tokens_a_step = statistics.fmean(tokens)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    needed = task.flops_per_token(arguments.length) * tokens_a_step
+    dropped = f"attention dropout {arguments.attention_dropout:g}"
+    what = (
+        f"training step of BERT-{arguments.size}, length {arguments.length}, batch "
+        f"{arguments.batch_size}, {task.config.model.compute_dtype}, {dropped}"
     )
-    print(f"{'':32} {'median ms':>10} {'fastest ms':>11} {'times ours':>11}")
+    print(f"{what}, vocabulary {VOCABULARY_SIZE}, {tokens_a_step:,.0f} real tokens a step")
+    print(f"{'':38} {'median ms':>10} {'fastest ms':>11} {'tokens/s':>10} {'MFU':>6} {'times':>6}")
     for name, median in medians.items():
-        fastest = min(seconds[name])
-        ratio = median / medians[ours]
-        print(f"{name:32} {1e3 * median:10.0f} {1e3 * fastest:11.0f} {ratio:11.2f}")
-    if arguments.json:
-        settings = vars(arguments) | {"json": None}
-        from bert_jax.training.environment import environment
-
-        machine = environment()
-        record = {
-            "settings": settings,
-            "machine": machine | versions,
-            "seconds": seconds,
-            "median_seconds": medians,
-        }
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        utilisation = f"{needed / median / peak:.1%}" if peak else ""
+        print(
+            f"{name:38} {1e3 * median:10.1f} {1e3 * min(seconds[name]):11.1f} "
+            f"{tokens_a_step / median:10,.0f} {utilisation:>6} {median / medians[OURS]:6.2f}"
+        )
+    own = medians[OURS]
+    told = [f"{1e3 * own:,.0f} ms" + (f", **{needed / own / peak:.1%} MFU**" if peak else "")]
+    for name in ("transformers", "transformers, masked only", PLAIN):
+        times = {each: time for each, time in medians.items() if each.startswith(name)}
+        times = {each: t for each, t in times.items() if "masked" in name or "masked" not in each}
+        if times:
+            fastest = min(times, key=lambda each: times[each])
+            ratio = times[fastest] / own
+            told.append(f"{fastest}: {1e3 * times[fastest]:,.0f} ms, **{ratio:.2f} times** as long")
+    numbers = {"seconds": seconds, "median_seconds": medians, "tokens_a_step": tokens_a_step}
+    keep(arguments.results, what, "; ".join(told), numbers, versions)
 
 
 if __name__ == "__main__":

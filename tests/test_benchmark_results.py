@@ -1,0 +1,73 @@
+"""A file of results for each machine, and the README's table that is made of them."""
+
+import argparse
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+from benchmarks.results import DIRECTORY, add_results_argument, keep, table
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """As a benchmark that was started with some arguments: (figure, *arguments)."""
+
+    def run(figure, *arguments):
+        path = tmp_path / "machine.json"
+        program = str(ROOT / "benchmarks" / "speed.py")
+        monkeypatch.setattr(sys, "argv", [program, *arguments, "--results", str(path)])
+        keep(path, "a step", figure, {"seconds": [1.0]}, {"torch": "2"})
+        return path
+
+    return run
+
+
+def test_the_same_command_replaces_what_it_found_before(run, tmp_path):
+    run("2 s", "--size", "mini")
+    run("5 s", "--size", "base")
+    path = run("1 s", "--size", "mini")
+    results = json.loads(path.read_text())["results"]
+    commands = [
+        "python benchmarks/speed.py --size base",
+        "python benchmarks/speed.py --size mini",
+    ]
+    assert [result["command"] for result in results] == commands
+    assert [result["figure"] for result in results] == ["5 s", "1 s"]
+    assert results[0]["environment"]["torch"] == "2"
+    lines = table([path])
+    assert len(lines) == 4
+    assert lines[3].startswith("| a step | 1 s | ") and lines[3].endswith(f"`{commands[1]}` |")
+
+
+@pytest.mark.parametrize("form", [("--data", "{}"), ("--data={}",)])
+def test_where_files_lie_is_not_told(run, tmp_path, form):
+    path = run("1 s", *(part.format(tmp_path / "sst2.jsonl") for part in form))
+    assert str(tmp_path) not in path.read_text()
+    assert "speed.py --data sst2.jsonl`" in table([path])[2]
+
+
+def test_results_of_another_machine_are_refused_before_anything_is_measured(run, capsys):
+    path = run("1 s")
+    parser = argparse.ArgumentParser()
+    add_results_argument(parser)
+    assert parser.parse_args(["--results", str(path)]).results == path
+    content = json.loads(path.read_text())
+    content["machine"]["processor"] = "another"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--results", str(path)])
+    assert "is of another machine" in capsys.readouterr().err
+
+
+def test_without_a_file_nothing_is_kept():
+    keep(None, "a step", "1 s", {}, {})
+
+
+def test_the_readme_has_what_was_measured():
+    lines = table(list(DIRECTORY.glob("*.json")))
+    assert len(lines) > 2
+    readme = (ROOT / "README.md").read_text().splitlines()
+    missing = [line for line in lines if line not in readme]
+    assert not missing, "run python benchmarks/results.py, and put its table into the README"
