@@ -148,7 +148,7 @@ def both(request: pytest.FixtureRequest) -> dict[str, Any]:
             "mlm_logits": mlm_logits,
             "next_sentence_logits": next_sentence_logits,
             "hidden_states": hidden_states,
-            "pooled": bound.pooler(hidden_states[-1]),
+            "pooled": bound.pooler(hidden_states[-1][:, 0]),
         }
 
     with jax.default_matmul_precision("highest"):
