@@ -163,8 +163,7 @@ def evaluate_checkpoint(
         # However many devices the run had.
         mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
         phase = task.phase_at(step)
-        size = phase.validation_batch_size or phase.batch_size
-        size = size if batch_size is None else batch_size
+        size = phase.evaluated_at_once if batch_size is None else batch_size
         if size < 1 or size % batch_shards(mesh):
             raise UserError(
                 f"a batch of {size} does not divide over {batch_shards(mesh)} devices; give "

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bert_jax.data.order import shuffled_records
-from bert_jax.data.randomness import permutation, purpose_seed
+from bert_jax.data.order import shuffled_rows
+from bert_jax.data.randomness import permutation
 
 # More batches sort better and are less alike to a shuffled epoch.
 _BATCHES_PER_WINDOW = 32
@@ -98,7 +98,7 @@ class BucketPlan:
         """The rows of a window's batches: int64 [batches, batch_size]."""
         size = _BATCHES_PER_WINDOW * self._batch_size
         places = window * size + np.arange(size)
-        rows = shuffled_records(len(self._lengths), places, purpose_seed(self._seed, "rows"))
+        rows = shuffled_rows(len(self._lengths), places, self._seed)
         # A stable sort leaves rows of one length in their random order.
         rows = rows[np.argsort(self._lengths[rows], kind="stable")]
         batches = rows.reshape(_BATCHES_PER_WINDOW, self._batch_size)

@@ -9,6 +9,17 @@ from bert_jax.data.randomness import purpose_seed
 _MOST_RECORDS = 2**32 - 1
 
 
+def shuffled_rows(rows: int, places: np.ndarray, seed: int) -> np.ndarray:
+    """The rows of a table in memory that a run's endless stream has at some places: int64 [n].
+
+    Args:
+      rows: of the table, at least 1.
+      places: int64 [n], positions in the stream.
+      seed: the run's seed.
+    """
+    return shuffled_records(rows, places, purpose_seed(seed, "rows"))
+
+
 def shuffled_records(records: int, rows: np.ndarray, seed: int) -> np.ndarray:
     """The records that rows of an endless, reshuffled stream read.
 

@@ -39,6 +39,11 @@ class Phase(NamedTuple):
     description: str = "examples"
     validation_batch_size: int = 0
 
+    @property
+    def evaluated_at_once(self) -> int:
+        """Examples in a global batch of an evaluation."""
+        return self.validation_batch_size or self.batch_size
+
 
 class Start(NamedTuple):
     """What a task begins with: the checkpoint of its own run, or that of ``init_from``.
@@ -234,7 +239,7 @@ def validation_batches(
       mesh: the device mesh.
       batch_size: examples in a global batch; as the phase says by default.
     """
-    size = batch_size or phase.validation_batch_size or phase.batch_size
+    size = batch_size or phase.evaluated_at_once
     rows = process_rows(size, mesh)
 
     def make(number: int) -> dict[str, np.ndarray]:

@@ -19,9 +19,8 @@ from flax import linen as nn
 
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
 from bert_jax.data.corpus import read_vocabulary
-from bert_jax.data.order import shuffled_records
+from bert_jax.data.order import shuffled_rows
 from bert_jax.data.packing import Packing, PackingPlan, pack_batch
-from bert_jax.data.randomness import purpose_seed
 from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -86,11 +85,14 @@ class FineTuning(Task):
             if config.total_steps == 0:
                 rows = self._packing.rows_per_epoch if self._packing else len(training)
                 config.total_steps = max(1, round(config.epochs * rows / max(1, config.batch_size)))
-            # A run that goes on for more steps may pad otherwise from there, and drop others.
-            self._training_lengths = choose_lengths(training.lengths, longest, config.total_steps)
-            self._plan = BucketPlan(
-                training.lengths, self._training_lengths, config.batch_size, config.seed
-            )
+            if self._packing is None:
+                # A run that goes on for more steps may pad otherwise from there, and drop others.
+                self._training_lengths = choose_lengths(
+                    training.lengths, longest, config.total_steps
+                )
+                self._plan = BucketPlan(
+                    training.lengths, self._training_lengths, config.batch_size, config.seed
+                )
         # Long rows come last, so that a batch holds rows of about the same length.
         self._order = np.argsort(self._validation.lengths, kind="stable")
         batches = len(self._validation) / max(1, config.batch_size)
@@ -182,8 +184,7 @@ class FineTuning(Task):
 
     def _shuffled(self, numbers: np.ndarray) -> np.ndarray:
         """The training rows that the endless stream has at some numbers."""
-        seed = purpose_seed(self.config.seed, "rows")
-        return shuffled_records(len(self._training), numbers, seed)
+        return shuffled_rows(len(self._training), numbers, self.config.seed)
 
     def _shuffled_lengths(self, numbers: np.ndarray) -> np.ndarray:
         return self._training.lengths[self._shuffled(numbers)]
