@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 from cpu_threads import use_cpu
 
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 from bert_jax.data.tables import read_table, read_tfds_table
 from bert_jax.models.config import LORA_TARGETS
 from bert_jax.training.atomic_file import write_atomically

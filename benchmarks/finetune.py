@@ -37,7 +37,7 @@ def our_turn(
     """The loop of `bert_jax.train` without its logging."""
     import jax
 
-    from bert_jax.command_line import load_config
+    from bert_jax.config_file import load_config
     from bert_jax.tasks.base import load_task, training_batches
     from bert_jax.tasks.program import make_program
     from bert_jax.training.sharding import make_mesh, to_global

@@ -24,7 +24,7 @@ from pathlib import Path
 from cpu_threads import use_cpu
 from results import add_results_argument, keep
 
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 from bert_jax.training.preemption import EXIT_PREEMPTED
 
 STARTS = ("nothing compiled", "compiled before", "gone on")

@@ -43,7 +43,7 @@ Turn = Callable[[Sequence[Batch]], None]
 
 def pretraining_task(arguments: argparse.Namespace) -> Any:
     """The task of `configs/pretrain.py` on the built-in corpus."""
-    from bert_jax.command_line import load_config
+    from bert_jax.config_file import load_config
     from bert_jax.tasks.base import load_task
 
     config = load_config(f"{PRETRAIN}:{arguments.size}")

@@ -26,7 +26,8 @@ from typing import Any
 import jax
 import ml_collections
 
-from bert_jax.command_line import ArgumentParser, load_config, override_config, run, take_overrides
+from bert_jax.command_line import ArgumentParser, run, take_overrides
+from bert_jax.config_file import load_config, override_config
 from bert_jax.data.stand_in_corpus import write_stand_in_corpus
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops

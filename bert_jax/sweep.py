@@ -23,7 +23,8 @@ from types import FrameType
 from typing import Any
 from urllib.parse import quote
 
-from bert_jax.command_line import ArgumentParser, load_config, override_config, run, take_overrides
+from bert_jax.command_line import ArgumentParser, run, take_overrides
+from bert_jax.config_file import load_config, override_config
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.checkpoints import DIRECTORY

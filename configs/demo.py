@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ml_collections
 
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -5,7 +5,7 @@ Values follow the BERT paper (Devlin et al., 2019, appendix A.3).
 
 import ml_collections
 
-from bert_jax.command_line import override_from_argument
+from bert_jax.config_file import override_from_argument
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ml_collections
 
-from bert_jax.command_line import load_config, override_from_argument
+from bert_jax.config_file import load_config, override_from_argument
 from bert_jax.errors import UserError
 
 # Columns, and the official metric (of several, that which chooses the best checkpoint).

@@ -15,7 +15,7 @@ yet. For a measured result in minutes, see ``demo.py``.
 
 import ml_collections
 
-from bert_jax.command_line import override_from_argument
+from bert_jax.config_file import override_from_argument
 from bert_jax.models.config import size_shape
 
 # The published runs used 1e-4 for base and large; smaller models learn faster with more.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ml_collections
 
-from bert_jax.command_line import load_config, override_from_argument
+from bert_jax.config_file import load_config, override_from_argument
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:

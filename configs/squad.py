@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ml_collections
 
-from bert_jax.command_line import load_config, override_from_argument
+from bert_jax.config_file import load_config, override_from_argument
 from bert_jax.errors import UserError
 
 # TFDS's names; learning rates and epochs are those of BERT's paper (sections 4.2 and 4.3), which

@@ -14,7 +14,7 @@ from bert_jax.pretrained import load
 pytestmark = pytest.mark.slow
 RECIPE = """
 import ml_collections
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 
 def get_config(argument):
     config = load_config(f"configs/pretrain.py:{argument}")

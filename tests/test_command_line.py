@@ -7,13 +7,8 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from bert_jax.command_line import (
-    ArgumentParser,
-    load_config,
-    override_config,
-    parse_config_flags,
-    run,
-)
+from bert_jax.command_line import ArgumentParser, parse_config_flags, run
+from bert_jax.config_file import load_config, override_config
 from bert_jax.errors import UserError
 
 _CONFIG = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 from bert_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert_jax import evaluate
-from bert_jax.command_line import load_config, override_config
+from bert_jax.config_file import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.formats.predictions import write_predictions

@@ -9,7 +9,7 @@ import pytest
 from interruption import kill_at
 from toy_task import CircleClassifier
 
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 from bert_jax.train import main, train
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preemption

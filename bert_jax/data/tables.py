@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_jax.data.text_files import json_rows, text_lines, uncompressed_suffix
+from bert_jax.data.file_lines import json_rows, text_lines, uncompressed_suffix
 from bert_jax.data.tfds_rows import TfdsRows
 from bert_jax.errors import UserError
 

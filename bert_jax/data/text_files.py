@@ -1,23 +1,26 @@
-"""Text files, compressed or not: the documents they hold, and rows of JSON."""
+"""The documents that text files and files of JSON lines hold."""
 
-import contextlib
 import dataclasses
 import glob
-import gzip
 import io
 import json
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
-
-import zstandard
+from typing import Literal
 
 from bert_jax.data.documents import MAX_PIECE_CHARACTERS, Passage, Tally, whole_document
+from bert_jax.data.file_lines import (
+    BYTE_ORDER_MARK,
+    COMPRESSIONS,
+    DECOMPRESSION_ERRORS,
+    Readable,
+    decompressed,
+    is_unicode,
+    uncompressed_suffix,
+)
 from bert_jax.errors import UserError, first_line
 from bert_jax.storage import as_path, file_size, is_remote, store_errors
 
@@ -26,25 +29,7 @@ DocumentUnit = Literal["file", "blank_line"]
 
 _TEXT_SUFFIXES = (".txt", ".text", ".md")
 _JSON_SUFFIXES = (".jsonl", ".json")
-_COMPRESSIONS = (".gz", ".xz", ".zst")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
-_BYTE_ORDER_MARK = "\ufeff"
-_DECOMPRESSION_ERRORS = (
-    EOFError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    zstandard.ZstdError,
-)
-
-
-class Readable(Protocol):
-    """What is needed of a file: its bytes, in blocks or by line."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes; none at the end."""
-
-    def __iter__(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -95,14 +80,14 @@ class TextFiles:
         """(Offset, bytes) of blocks, cut at line breaks; bytes count towards ``tally``."""
         with store_errors(path):
             try:
-                with path.open("rb") as raw, _decompressed(raw, path.suffix) as stream:
+                with path.open("rb") as raw, decompressed(raw, path.suffix) as stream:
                     before = 0
                     for block in _cut_bytes(stream):
                         position = raw.tell()
                         tally.disk_bytes += position - before
                         before = position
                         yield block
-            except _DECOMPRESSION_ERRORS as error:
+            except DECOMPRESSION_ERRORS as error:
                 self._bad(f"{path} is a broken {path.suffix} file ({error})", tally)
             except OSError as error:
                 raise UserError(
@@ -119,7 +104,7 @@ class TextFiles:
             except UnicodeDecodeError:
                 lines = self._good_lines(path, offset, block, tally)
                 text = "".join(line for _, line in lines)
-            yield text.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else text
+            yield text.removeprefix(BYTE_ORDER_MARK) if offset == 0 else text
 
     def _good_lines(
         self, path: Path, offset: int, block: bytes, tally: Tally
@@ -140,7 +125,7 @@ class TextFiles:
     ) -> Iterator[Passage]:
         for offset, line in _whole_lines(blocks):
             for at, text in self._good_lines(path, offset, line, tally):
-                text = text.removeprefix(_BYTE_ORDER_MARK)
+                text = text.removeprefix(BYTE_ORDER_MARK)
                 if not text.strip():
                     continue
                 try:
@@ -154,7 +139,7 @@ class TextFiles:
                 except TypeError:
                     reason = "is not a JSON object; write one object a line"
                 else:
-                    if isinstance(document, str) and _is_unicode(document):
+                    if isinstance(document, str) and is_unicode(document):
                         yield from whole_document(document)
                         continue
                     reason = f"has no text under the key {self.text_field!r}"
@@ -192,7 +177,7 @@ def find_files(pattern: str) -> tuple[Path, ...]:
         raise UserError(
             f"The directory {pattern} holds no files ending in "
             f"{', '.join(_TEXT_SUFFIXES + _JSON_SUFFIXES)} (or those with "
-            f"{', '.join(_COMPRESSIONS)}); give a pattern such as '{pattern}/*'"
+            f"{', '.join(COMPRESSIONS)}); give a pattern such as '{pattern}/*'"
         )
     if not found:
         raise UserError(f"No file matches --input {pattern!r}; check the path")
@@ -227,103 +212,6 @@ def _is_text(path: Path) -> bool:
     return uncompressed_suffix(path) in _TEXT_SUFFIXES + _JSON_SUFFIXES
 
 
-def read_text(path: Path) -> str:
-    """The text of a whole file, decompressed where its name ends in .gz, .xz or .zst.
-
-    Line ends are kept as they are; a byte order mark is not.
-
-    Raises:
-      UserError: the file cannot be opened, is a broken archive or no UTF-8.
-    """
-    return "".join(text_lines(path))
-
-
-def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a file with their ends, decompressed like ``read_text``'s, one at a time.
-
-    Only "\\n" ends a line; a byte order mark is left out.
-
-    Raises:
-      UserError: as ``read_text`` does.
-    """
-    try:
-        with path.open("rb") as raw, _decompressed(raw, path.suffix) as stream:
-            yield from decoded_lines(stream, str(path))
-    except _DECOMPRESSION_ERRORS as error:
-        raise UserError(f"{path} is a broken {path.suffix} file ({error}); repair it") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-
-
-def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Lines of UTF-8 as text; ``name`` is what they come from, for messages.
-
-    Raises:
-      UserError: a line is not UTF-8.
-    """
-    offset = 0
-    for line in lines:
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name} is not UTF-8: byte {line[error.start]:#04x} at offset "
-                f"{offset + error.start}; convert it first"
-            ) from None
-        yield text if offset else text.removeprefix(_BYTE_ORDER_MARK)
-        offset += len(line)
-
-
-def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with a name for messages: ``FILE, line 3``.
-
-    Blank lines are passed over.
-
-    Raises:
-      UserError: the file cannot be read, or a line is not one JSON object.
-    """
-    for number, line in enumerate(text_lines(path), start=1):
-        if line and not line.isspace():
-            where = f"{path}, line {number}"
-            yield where, parse_object(line, where)
-
-
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """Parses a JSON object; ``where`` names it in messages.
-
-    Raises:
-      UserError: it is none, or it has half of a surrogate pair.
-    """
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); repair it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is JSON, but no object; write {{...}}")
-    # Only an escape can write such a half, since the file is UTF-8.
-    if "\\u" in text and not _is_unicode(json.dumps(value, ensure_ascii=False)):
-        raise UserError(f"{where} has half of a surrogate pair, which is no character; repair it")
-    return value
-
-
-def uncompressed_suffix(path: Path) -> str:
-    """The suffix that tells a file's format: ``.jsonl`` of ``a.jsonl.xz``."""
-    return Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
-
-
-def _decompressed(raw: BinaryIO, suffix: str) -> contextlib.AbstractContextManager[Readable]:
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if suffix == ".xz":
-        return lzma.LZMAFile(raw)
-    if suffix == ".zst":
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            raw, read_across_frames=True, closefd=False
-        )
-        return io.BufferedReader(reader)
-    return contextlib.nullcontext(raw)
-
-
 def _cut_bytes(stream: Readable) -> Iterator[tuple[int, bytes]]:
     """(Offset, bytes) of blocks, cut after a line break, else white space, else a character."""
     offset = 0
@@ -349,15 +237,6 @@ def _last_character_start(block: bytes) -> int:
         if block[at] & 0b1100_0000 != 0b1000_0000:
             return at
     return len(block)
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _whole_lines(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:

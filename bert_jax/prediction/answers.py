@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bert_jax.data.question_answering import Question, QuestionWindows, make_windows
+from bert_jax.data.question_windows import QuestionWindows, make_windows
+from bert_jax.data.questions import Question
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head
 from bert_jax.prediction.batches import apply_to_stream

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from bert_jax.data.file_lines import decoded_lines, text_lines
 from bert_jax.data.tables import is_table, table_rows
-from bert_jax.data.text_files import decoded_lines, text_lines
 from bert_jax.errors import UserError
 
 Fields: TypeAlias = dict[str, Any]

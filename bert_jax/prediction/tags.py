@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from seqeval.metrics.sequence_labeling import get_entities
 
-from bert_jax.data.tagging import OUTSIDE, Sentence, TagWindows, make_tag_windows, split_words
+from bert_jax.data.tag_windows import TagWindows, make_tag_windows
+from bert_jax.data.tagged_sentences import OUTSIDE, Sentence, split_words
 from bert_jax.models.description import Head
 from bert_jax.prediction.batches import apply_to_stream
 from bert_jax.prediction.command import Command, add_batch_flag

@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 
-from bert_jax.data.question_answering import Question
+from bert_jax.data.questions import Question
 from bert_jax.errors import UserError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.data.chunks import offsets_of
-from bert_jax.data.question_answering import Question, QuestionWindows
+from bert_jax.data.question_windows import QuestionWindows
+from bert_jax.data.questions import Question
 from bert_jax.data.windows import has_most_context
 from bert_jax.errors import UserError
 

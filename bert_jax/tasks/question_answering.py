@@ -14,13 +14,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from bert_jax.data.question_answering import (
-    Question,
-    QuestionWindows,
-    make_windows,
-    read_questions,
-    read_tfds_questions,
-)
+from bert_jax.data.question_windows import QuestionWindows, make_windows
+from bert_jax.data.questions import Question, read_questions, read_tfds_questions
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.heads import PADDING_LOGIT

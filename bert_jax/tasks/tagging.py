@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from bert_jax.data.tagging import (
+from bert_jax.data.tag_windows import TagWindows, make_tag_windows
+from bert_jax.data.tagged_sentences import (
     OUTSIDE,
     Sentence,
-    TagWindows,
     label_names,
-    make_tag_windows,
     read_sentences,
     read_tfds_sentences,
 )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.question_answering import Question, make_windows, read_questions
+from bert_jax.data.question_windows import make_windows
+from bert_jax.data.questions import Question, read_questions
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 

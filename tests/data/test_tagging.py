@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.tagging import (
+from bert_jax.data.tag_windows import make_tag_windows
+from bert_jax.data.tagged_sentences import (
     Sentence,
     label_names,
-    make_tag_windows,
     read_conll_sentences,
     read_json_sentences,
     read_sentences,

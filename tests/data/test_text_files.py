@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from bert_jax.data import text_files
 from bert_jax.data.documents import MAX_PIECE_CHARACTERS, Tally
-from bert_jax.data.text_files import (
-    TextFiles,
-    find_files,
-    json_rows,
-    read_text,
-    uncompressed_suffix,
-)
+from bert_jax.data.file_lines import json_rows, read_text, uncompressed_suffix
+from bert_jax.data.text_files import TextFiles, find_files
 from bert_jax.errors import UserError
 
 COMPRESS = {

@@ -5,8 +5,8 @@ import json
 import pytest
 import tensorflow_datasets as tfds
 
-from bert_jax.data.question_answering import Question, read_tfds_questions
-from bert_jax.data.tagging import Sentence, read_tfds_sentences
+from bert_jax.data.questions import Question, read_tfds_questions
+from bert_jax.data.tagged_sentences import Sentence, read_tfds_sentences
 from bert_jax.data.tfds_rows import TfdsRows
 from bert_jax.errors import UserError
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax.data.question_answering import Question, make_windows
+from bert_jax.data.question_windows import make_windows
+from bert_jax.data.questions import Question
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 import pytest
 
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]

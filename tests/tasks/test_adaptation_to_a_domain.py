@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert_jax import prepare
-from bert_jax.command_line import load_config
+from bert_jax.config_file import load_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.data.question_answering import Question, read_questions
+from bert_jax.data.questions import Question, read_questions
 from bert_jax.errors import UserError
 from bert_jax.tasks.answer_scores import (
     exact_match,

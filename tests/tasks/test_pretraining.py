@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax.command_line import load_config, override_config
+from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.tasks.base import load_task, validation_batches

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from fine_tuning_tasks import initialise, run_evaluation
 
-from bert_jax.command_line import load_config, override_config
-from bert_jax.data.question_answering import make_windows, read_questions
+from bert_jax.config_file import load_config, override_config
+from bert_jax.data.question_windows import make_windows
+from bert_jax.data.questions import read_questions
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.models.description import ModelDescription

@@ -8,7 +8,7 @@ import pytest
 from fine_tuning_tasks import initialise, run_evaluation
 from sklearn import metrics
 
-from bert_jax.command_line import load_config, override_config
+from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError

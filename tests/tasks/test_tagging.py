@@ -8,7 +8,7 @@ import pytest
 from fine_tuning_tasks import initialise, run_evaluation
 from seqeval.metrics import f1_score, precision_score, recall_score
 
-from bert_jax.command_line import load_config, override_config
+from bert_jax.config_file import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.tasks.base import Start, load_task

@@ -1,0 +1,140 @@
+"""Files of text, compressed or not: their bytes, their lines, and lines of JSON."""
+
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import zstandard
+
+from bert_jax.errors import UserError
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+BYTE_ORDER_MARK = "\ufeff"
+DECOMPRESSION_ERRORS = (
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    zstandard.ZstdError,
+)
+
+
+class Readable(Protocol):
+    """What is needed of a file: its bytes, in blocks or by line."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+def read_text(path: Path) -> str:
+    """The text of a whole file, decompressed where its name ends in .gz, .xz or .zst.
+
+    Line ends are kept as they are; a byte order mark is not.
+
+    Raises:
+      UserError: the file cannot be opened, is a broken archive or no UTF-8.
+    """
+    return "".join(text_lines(path))
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, decompressed like ``read_text``'s, one at a time.
+
+    Only "\\n" ends a line; a byte order mark is left out.
+
+    Raises:
+      UserError: as ``read_text`` does.
+    """
+    try:
+        with path.open("rb") as raw, decompressed(raw, path.suffix) as stream:
+            yield from decoded_lines(stream, str(path))
+    except DECOMPRESSION_ERRORS as error:
+        raise UserError(f"{path} is a broken {path.suffix} file ({error}); repair it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+
+
+def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Lines of UTF-8 as text; ``name`` is what they come from, for messages.
+
+    Raises:
+      UserError: a line is not UTF-8.
+    """
+    offset = 0
+    for line in lines:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name} is not UTF-8: byte {line[error.start]:#04x} at offset "
+                f"{offset + error.start}; convert it first"
+            ) from None
+        yield text if offset else text.removeprefix(BYTE_ORDER_MARK)
+        offset += len(line)
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with a name for messages: ``FILE, line 3``.
+
+    Blank lines are passed over.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not one JSON object.
+    """
+    for number, line in enumerate(text_lines(path), start=1):
+        if line and not line.isspace():
+            where = f"{path}, line {number}"
+            yield where, parse_object(line, where)
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Parses a JSON object; ``where`` names it in messages.
+
+    Raises:
+      UserError: it is none, or it has half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}); repair it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is JSON, but no object; write {{...}}")
+    # Only an escape can write such a half, since the file is UTF-8.
+    if "\\u" in text and not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise UserError(f"{where} has half of a surrogate pair, which is no character; repair it")
+    return value
+
+
+def uncompressed_suffix(path: Path) -> str:
+    """The suffix that tells a file's format: ``.jsonl`` of ``a.jsonl.xz``."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def decompressed(raw: BinaryIO, suffix: str) -> contextlib.AbstractContextManager[Readable]:
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if suffix == ".xz":
+        return lzma.LZMAFile(raw)
+    if suffix == ".zst":
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            raw, read_across_frames=True, closefd=False
+        )
+        return io.BufferedReader(reader)
+    return contextlib.nullcontext(raw)
+
+
+def is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
