@@ -4,10 +4,11 @@ import json
 import pickle
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
@@ -61,8 +62,12 @@ CHARACTERS = st.sampled_from(sorted(set("".join(MULTILINGUAL)) | set("\t\n\r\u00
 
 @settings(max_examples=300)
 @given(st.text(CHARACTERS, max_size=80))
+@example("\u0e48\u094d")  # two marks whose order composition changes
 def test_ids_equal_the_reference_on_random_text(pair, text):
     ours, reference = pair
+    # transformers composes first (NFC), which google-research/bert and its own fast tokenizer do
+    # not; of composed text all make the same.
+    text = unicodedata.normalize("NFC", text)
     assert ours.encode_batch([text])[0] == reference_ids(reference, text)
 
 
