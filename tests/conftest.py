@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
 )
 
+import contextlib
 import pydoc_data.topics
 import signal
 import socket
@@ -19,9 +20,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from warm_programs import WarmProgram, start_server
 
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 
@@ -80,52 +83,76 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "compiled_programs"
 
 
-def program(
-    module: str,
-    *arguments: str,
-    compiled: Path,
-    devices: int = 1,
-    environment: Mapping[str, str | None] | None = None,
-) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of one of the package's programs, on virtual CPU devices.
-
-    A variable that ``environment`` gives as None is not set.
-    """
-    settings = dict(os.environ) | {
+def program_environment(compiled: Path) -> dict[str, str]:
+    """The environment of the package's programs but for their devices."""
+    return dict(os.environ) | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PYTHONWARNINGS": "ignore",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    given = settings | dict(environment or {})
-    present = {name: value for name, value in given.items() if value is not None}
-    return [sys.executable, "-m", f"bert_jax.{module}", *arguments], present
+
+
+def devices_flags(devices: int) -> dict[str, str]:
+    """The variable that gives a program virtual CPU devices."""
+    return {"XLA_FLAGS": f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}"}
 
 
 @pytest.fixture(scope="session")
-def run_program(compiled_programs: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs ``bert_jax.MODULE`` to its end: (module, *arguments, devices=1, environment=None)."""
+def warm_program(compiled_programs: Path) -> Callable[..., WarmProgram]:
+    """Starts ``bert_jax.MODULE`` without importing anything again."""
+    with contextlib.chdir(ROOT):
+        start_server(program_environment(compiled_programs))
 
-    def run_to_end(module: str, *arguments: str, **keywords: object):
-        command, settings = program(module, *arguments, compiled=compiled_programs, **keywords)
-        return subprocess.run(
-            command, env=settings, cwd=ROOT, capture_output=True, text=True, check=False
-        )
+    def start(
+        module: str,
+        *arguments: str,
+        devices: int = 1,
+        environment: Mapping[str, str] | None = None,
+        separate_errors: bool = False,
+    ) -> WarmProgram:
+        given = devices_flags(devices) | dict(environment or {})
+        return WarmProgram(f"bert_jax.{module}", arguments, given, separate_errors)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_program(warm_program: Callable[..., WarmProgram]) -> Callable[..., Any]:
+    """Runs ``bert_jax.MODULE`` to its end: (module, *arguments, devices=1)."""
+
+    def run_to_end(module: str, *arguments: str, devices: int = 1):
+        process = warm_program(module, *arguments, devices=devices, separate_errors=True)
+        stdout, stderr = process.communicate()
+        command = [module, *arguments]
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     return run_to_end
 
 
 @pytest.fixture(scope="session")
-def start_program(compiled_programs: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts ``bert_jax.MODULE`` with its output as one stream of lines."""
+def start_program(
+    warm_program: Callable[..., WarmProgram], compiled_programs: Path
+) -> Callable[..., WarmProgram | subprocess.Popen[str]]:
+    """Starts ``bert_jax.MODULE`` with its output as one stream of lines.
 
-    def start(module: str, *arguments: str, **keywords: object):
-        command, settings = program(module, *arguments, compiled=compiled_programs, **keywords)
+    A variable that ``environment`` gives as None is not set; that takes a Python of its own.
+    """
+
+    def start(
+        module: str,
+        *arguments: str,
+        devices: int = 1,
+        environment: Mapping[str, str | None] | None = None,
+    ):
+        given = dict(environment or {})
+        if None not in given.values():
+            return warm_program(module, *arguments, devices=devices, environment=given)
+        given = program_environment(compiled_programs) | devices_flags(devices) | given
         return subprocess.Popen(
-            command,
-            env=settings,
+            [sys.executable, "-m", f"bert_jax.{module}", *arguments],
+            env={name: value for name, value in given.items() if value is not None},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -137,10 +164,10 @@ def start_program(compiled_programs: Path) -> Callable[..., subprocess.Popen[str
 
 @pytest.fixture
 def start_processes(
-    start_program: Callable[..., subprocess.Popen[str]],
-) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    start_program: Callable[..., Any],
+) -> Iterator[Callable[..., list[Any]]]:
     """Starts a training run in several processes: (processes, devices of each, *arguments)."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Any] = []
 
     def start(processes: int, devices: int, *arguments: str, **keywords: object):
         with socket.socket() as free:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, program
+from conftest import ROOT, devices_flags, program_environment
 from dying_task import MARK
 
 pytestmark = pytest.mark.slow
@@ -14,7 +14,7 @@ def test_a_run_that_lost_a_process_goes_on(tmp_path, compiled_programs, read_num
     mark = tmp_path / "died"
 
     def rehearse(name: str) -> subprocess.CompletedProcess[str]:
-        _, environment = program("train", compiled=compiled_programs)
+        environment = program_environment(compiled_programs) | devices_flags(1)
         recipe = ("--config", "tests/dying_task.py", "--workdir", str(tmp_path / name))
         return subprocess.run(
             ["launch/local.sh", "4", *recipe, "--heartbeat_timeout=10"],
