@@ -73,24 +73,29 @@ def test_no_attention_leaks(implementation: str, monkeypatch: pytest.MonkeyPatch
     inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
     weights = rng.normal(size=shape).astype(np.float32)
 
-    def weighted(query: jax.Array, key: jax.Array, value: jax.Array, where: Any) -> Any:
-        outputs = attend(query, key, value, jnp.asarray(PACKED))
-        return jnp.sum((outputs * weights)[where]), outputs
+    @jax.jit
+    def differentiate(inputs: list[jax.Array], where: jax.Array) -> Any:
+        def weighted(*inputs: jax.Array) -> Any:
+            outputs = attend(*inputs, jnp.asarray(PACKED))
+            return jnp.sum(outputs * weights, where=where), outputs
+
+        return jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(*inputs)
 
     for row, _, where in sequences():
-        gradients, outputs = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(
-            *inputs, (row, where)
-        )
-        alone = [array[row : row + 1, where] for array in inputs]
+        mine = np.zeros(shape, bool)
+        mine[row, where] = True
+        gradients, outputs = differentiate(inputs, mine)
+        single = [array[row : row + 1, where] for array in inputs]
         length = jnp.array([where.stop - where.start])
-        expected, expected_gradients = outputs_and_gradients(alone, weights[row, where], length)
+        expected, expected_gradients = outputs_and_gradients(single, weights[row, where], length)
         np.testing.assert_allclose(outputs[row, where], expected[0], atol=1e-5)
-        for gradient, mine in zip(gradients, expected_gradients, strict=True):
-            np.testing.assert_allclose(gradient[row, where], mine[0], atol=1e-5)
+        for gradient, own in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(gradient[row, where], own[0], atol=1e-5)
             # And nothing from anywhere else, to the last bit.
             assert not np.delete(gradient[row], np.r_[where], axis=0).any()
 
 
+@jax.jit
 def outputs_and_gradients(
     inputs: list[jax.Array], weights: np.ndarray, length: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -124,6 +129,13 @@ IDS = np.random.default_rng(7).integers(0, 128, (*PACKED.shape[:1], LENGTH), np.
 SEGMENTS = IDS % 2
 
 
+def alone(row: int, where: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A sequence in a row of its own, of the same length, so that one program serves all."""
+    padding = ((0, 0), (0, LENGTH - (where.stop - where.start)))
+    ids, segments = (np.pad(array[row : row + 1, where], padding) for array in (IDS, SEGMENTS))
+    return ids, segments, np.array([where.stop - where.start])
+
+
 @pytest.mark.parametrize("unroll", [1, 2])
 def test_a_classifier_scores_each_sequence(unroll: int) -> None:
     model = SequenceClassifier(dataclasses.replace(CONFIG, unroll=unroll), targets=3)
@@ -132,8 +144,7 @@ def test_a_classifier_scores_each_sequence(unroll: int) -> None:
     packed = score(params, IDS, SEGMENTS, PACKED)
     assert packed.shape == (*PACKED.shape, 3)
     for row, place, where in sequences():
-        alone = tuple(array[row : row + 1, where] for array in (IDS, SEGMENTS))
-        expected = score(params, *alone, np.array([where.stop - where.start]))
+        expected = score(params, *alone(row, where))
         np.testing.assert_allclose(packed[row, place], expected[0], atol=1e-5)
 
 
@@ -148,20 +159,20 @@ def test_masked_tokens_are_predicted_from_their_own_sequence(unroll: int) -> Non
         asked = [place for place in positions[row] if where.start <= place < where.stop]
         if not asked:
             continue
-        alone = tuple(array[row : row + 1, where] for array in (IDS, SEGMENTS))
-        own = np.array([asked], np.int32) - where.start
-        expected, _ = score(params, *alone, np.array([where.stop - where.start]), own)
+        own = np.zeros_like(positions[:1])
+        own[0, : len(asked)] = np.array(asked) - where.start
+        expected, _ = score(params, *alone(row, where), own)
         np.testing.assert_allclose(
-            packed[row, [place // 2 for place in asked]], expected[0], atol=2e-5
+            packed[row, [place // 2 for place in asked]], expected[0, : len(asked)], atol=2e-5
         )
 
 
 def test_all_hidden_states_of_packed_rows() -> None:
     model = Encoder(CONFIG)
     params = initial(model, IDS, SEGMENTS, PACKED[:, 0])
-    states = functools.partial(model.apply, deterministic=True, all_hidden_states=True)
+    states = jax.jit(functools.partial(model.apply, deterministic=True, all_hidden_states=True))
     packed = states(params, IDS, SEGMENTS, PACKED)
     for row, _, where in sequences():
-        alone = tuple(array[row : row + 1, where] for array in (IDS, SEGMENTS))
-        expected = states(params, *alone, np.array([where.stop - where.start]))
-        np.testing.assert_allclose(packed[:, row, where], expected[:, 0], atol=1e-5)
+        ids, segments, length = alone(row, where)
+        expected = states(params, ids, segments, length)[:, 0, : length[0]]
+        np.testing.assert_allclose(packed[:, row, where], expected, atol=1e-5)

@@ -28,7 +28,16 @@ def make_task(corpus_directory):
 
 @pytest.fixture(scope="module")
 def params(make_task):
-    return unbox(make_task().initialise(jax.random.key(0)))
+    return initial_params(make_task())
+
+
+def initial_params(task):
+    return jax.jit(lambda key: unbox(task.initialise(key)))(jax.random.key(0))
+
+
+def make_sums(task):
+    """The task's sums without dropout, compiled."""
+    return jax.jit(lambda params, batch: task.sums(params, batch, None))
 
 
 def score(task, params):
@@ -56,7 +65,7 @@ def test_the_unigram_baseline_is_that_of_the_training_split(make_task, params, c
     batch = task.validation_batch(task.phases[0], 0, 16, slice(0, 16))
     used = batch["masked_weights"] > 0
     expected = -log_probabilities[batch["masked_labels"][used]].mean()
-    sums = task.sums(params, batch, None)
+    sums = make_sums(task)(params, batch)
     assert float(sums["unigram_loss"].mean) == pytest.approx(expected, rel=1e-5)
     # An untrained model knows nothing; a uniform guess costs log V.
     assert float(sums["mlm_loss"].mean) == pytest.approx(np.log(1000), rel=0.05)
@@ -97,8 +106,8 @@ def test_objectives_change_heads_losses_and_nothing_else(make_task):
         ("none", {"mlm_loss"}),
     ):
         task = make_task(data__objective=objective)
-        params = unbox(task.initialise(jax.random.key(0)))
-        sums = task.sums(params, task.training_batch(0, slice(0, 4)), None)
+        params = initial_params(task)
+        sums = make_sums(task)(params, task.training_batch(0, slice(0, 4)))
         values = task.metrics(sums)
         assert set(task.losses) == losses
         assert ("pooler" in params) == (objective != "none")
@@ -116,30 +125,33 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task):
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32),
-        unbox(task.initialise(jax.random.key(0))),
+        initial_params(task),
     )
     # Most chunks of this corpus fill a row; take some rows that are shared.
     batch = task.training_batch(5, slice(0, 400))
     shared = np.flatnonzero(np.count_nonzero(batch["lengths"], axis=1) > 1)[:4]
     batch = {name: array[shared] for name, array in batch.items()}
     assert len(shared) == 4
-    packed = task.sums(params, batch, None)
+    make = make_sums(task)
+    packed = make(params, batch)
 
     totals, tokens = np.zeros(2), 0
     for row, lengths in enumerate(batch["lengths"]):
         for end, length in zip(np.cumsum(lengths), lengths, strict=True):
             masked = batch["masked_positions"][row]
             own = (masked >= end - length) & (masked < end)
+            place = np.s_[row : row + 1, end - length : end]
+            padding = ((0, 0), (0, 64 - length))
             alone = {
-                "token_ids": batch["token_ids"][row : row + 1, end - length : end],
-                "segment_ids": batch["segment_ids"][row : row + 1, end - length : end],
+                "token_ids": np.pad(batch["token_ids"][place], padding),
+                "segment_ids": np.pad(batch["segment_ids"][place], padding),
                 "lengths": np.array([length]),
                 "masked_positions": np.where(own, masked - (end - length), 0)[None],
                 "masked_labels": batch["masked_labels"][row : row + 1],
                 "masked_weights": batch["masked_weights"][row : row + 1] * own,
             }
             if own.any():
-                sums = task.sums(params, alone, None)
+                sums = make(params, alone)
                 totals += [sums["mlm_loss"].total, sums["mlm_loss"].weight]
             tokens += length
     np.testing.assert_allclose(packed["mlm_loss"].total, totals[0], rtol=1e-5)
@@ -161,9 +173,12 @@ def test_gradients_of_the_loss_reach_every_parameter(make_task, params):
     task = make_task()
     batch = task.training_batch(0, slice(0, 16))
 
-    gradients = jax.grad(lambda p: sum(task.sums(p, batch, None)[n].total for n in task.losses))(
-        params
-    )
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return sum(task.sums(params, batch, None)[name].total for name in task.losses)
+
+    gradients = gradient(params)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
