@@ -42,6 +42,7 @@ SMALL = (
     "--config.batch_size=16",
     "--config.data.max_length=32",
     "--config.log_every_steps=1",
+    "--config.evaluation.examples=72",  # not a whole number of batches
     "--config.optimizer.learning_rate=1e-3",
 )
 

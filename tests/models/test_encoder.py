@@ -103,23 +103,26 @@ def test_only_what_is_read_is_given_with_the_same_gradients(
     encoder = Encoder(dataclasses.replace(CONFIG, unroll=unroll))
     positions = np.array([[0, 3, 3], [8, 0, 1], [0, 0, 0], [15, 0, 2]], np.int32)
 
-    def read(params: dict[str, Any], positions_BP: np.ndarray | None) -> jax.Array:
+    @functools.partial(jax.jit, static_argnames="gathered")
+    def read(params: dict[str, Any], *, gathered: bool) -> jax.Array:
+        positions_BP = positions if gathered else None
         hidden = encoder.apply(params, *inputs, deterministic=True, positions_BP=positions_BP)
-        if positions_BP is None:
+        if not gathered:
             hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
         return hidden
 
-    def gradients(positions_BP: np.ndarray | None) -> Any:
+    def gradients(gathered: bool) -> Any:
         def loss(params: dict[str, Any]) -> jax.Array:
-            return jnp.sum(jnp.sin(read(params, positions_BP)))
+            return jnp.sum(jnp.sin(read(params, gathered=gathered)))
 
         return jax.jit(jax.grad(loss))(nn.unbox(params))
 
-    np.testing.assert_allclose(read(params, positions), read(params, None), atol=2e-6)
+    mine, all_ = (read(params, gathered=gathered) for gathered in (True, False))
+    np.testing.assert_allclose(mine, all_, atol=2e-6)
     jax.tree.map(
         lambda ours, all_: np.testing.assert_allclose(ours, all_, rtol=1e-4, atol=2e-5),
-        gradients(positions),
-        gradients(None),
+        gradients(True),
+        gradients(False),
     )
 
 

@@ -3,14 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from fine_tuning_tasks import initialise, run_evaluation
 
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
-from bert_jax.tasks.base import load_task, validation_batches
-from bert_jax.training.evaluation import evaluate
-from bert_jax.training.sharding import make_mesh, unbox
-from bert_jax.training.step import make_evaluation_step
+from bert_jax.tasks.base import load_task
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +26,7 @@ def make_task(corpus_directory):
 
 @pytest.fixture(scope="module")
 def params(make_task):
-    return initial_params(make_task())
-
-
-def initial_params(task):
-    return jax.jit(lambda key: unbox(task.initialise(key)))(jax.random.key(0))
+    return initialise(make_task())
 
 
 def make_sums(task):
@@ -40,19 +34,11 @@ def make_sums(task):
     return jax.jit(lambda params, batch: task.sums(params, batch, None))
 
 
-def score(task, params):
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
-    step = jax.jit(make_evaluation_step(task))
-    phase = task.phases[-1]
-    batches, size = validation_batches(task, phase, mesh), task.validation_size(phase)
-    return evaluate(step, params, batches, size, mesh).sums
-
-
 def test_scores_do_not_depend_on_the_batch_size(make_task, params):
     size = make_task(evaluation__examples=0).validation_size(make_task().phases[0])
     uneven = next(number for number in (7, 11, 13) if size % number)  # leaves a partial batch
-    first = score(make_task(batch_size=16, evaluation__examples=0), params)
-    second = score(make_task(batch_size=uneven, evaluation__examples=0), params)
+    first = run_evaluation(make_task(batch_size=16, evaluation__examples=0), params).sums
+    second = run_evaluation(make_task(batch_size=uneven, evaluation__examples=0), params).sums
     assert first["nsp_loss"].weight == second["nsp_loss"].weight == size
     for name in first.keys() - {"tokens"}:
         assert float(first[name].mean) == pytest.approx(float(second[name].mean), rel=1e-5)
@@ -106,7 +92,7 @@ def test_objectives_change_heads_losses_and_nothing_else(make_task):
         ("none", {"mlm_loss"}),
     ):
         task = make_task(data__objective=objective)
-        params = initial_params(task)
+        params = initialise(task)
         sums = make_sums(task)(params, task.training_batch(0, slice(0, 4)))
         values = task.metrics(sums)
         assert set(task.losses) == losses
@@ -125,7 +111,7 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task):
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32),
-        initial_params(task),
+        initialise(task),
     )
     # Most chunks of this corpus fill a row; take some rows that are shared.
     batch = task.training_batch(5, slice(0, 400))

@@ -66,6 +66,7 @@ def test_scores_are_those_of_the_rows_one_by_one(make_task, files):
     params = initialise(task)
     rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().splitlines()]
     expected = []
+    apply = jax.jit(task.apply)
     for row in rows:
         ids = [2, *task.tokenizer.encode_batch([row["text"]])[0], 3]
         tokens = np.array([ids], np.int32)
@@ -74,7 +75,7 @@ def test_scores_are_those_of_the_rows_one_by_one(make_task, files):
             "segment_ids": np.zeros((1, 32), np.int32),
             "lengths": np.array([len(ids)], np.int32),
         }
-        expected.append(np.asarray(jax.jit(task.apply)(params, batch))[0])
+        expected.append(np.asarray(apply(params, batch))[0])
     truth = [task.labels.index(row["label"]) for row in rows]
     predicted = np.argmax(expected, axis=-1)
     for size in (5, 8, 21):
@@ -242,7 +243,7 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
     batch = packed.training_batch(3, slice(2, 8))
     assert batch["token_ids"].shape == (6, 32) and batch["lengths"].shape == (6, 6)
     assert "sequences a row" in packed.phases[0].description
-    found = packed.sums(params, batch, None)
+    found = jax.jit(lambda batch: packed.sums(params, batch, None))(batch)
 
     # The same rows, told by their tokens and targets, one by one.
     training = single.read("train")
@@ -259,8 +260,8 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
                 text[:length] = batch["token_ids"][row, end - length : end]
                 numbers.append(known.index(bytes(text) + bytes(batch["targets"][row, place])))
     assert len(numbers) > 6
-    rows = training.rows(np.array(numbers), 32)
-    expected = single.sums(params, rows | {"example_weights": np.ones(len(numbers))}, None)
+    rows = training.rows(np.array(numbers), 32) | {"example_weights": np.ones(len(numbers))}
+    expected = jax.jit(lambda batch: single.sums(params, batch, None))(rows)
     for name, ratio in expected.items():
         np.testing.assert_allclose(found[name].total, ratio.total, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(found[name].weight, ratio.weight, err_msg=name)
