@@ -70,6 +70,7 @@ def test_an_interrupted_pretraining_run_equals_one_that_was_not(
         "--config.second_phase.share=0.25",
         "--config.second_phase.max_length=64",
         "--config.second_phase.batch_size=8",
+        "--config.evaluation.examples=0",  # all, as `evaluate` takes
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finished = run_program("train", *small_run(whole, *overrides))
