@@ -66,8 +66,9 @@ CHARACTERS = st.sampled_from(sorted(set("".join(MULTILINGUAL)) | set("\t\n\r\u00
 def test_ids_equal_the_reference_on_random_text(pair, text):
     ours, reference = pair
     # transformers composes first (NFC), which google-research/bert and its own fast tokenizer do
-    # not; of composed text all make the same.
-    text = unicodedata.normalize("NFC", text)
+    # not; without accents it is all the same, and of composed text too.
+    if not ours.lowercase:
+        text = unicodedata.normalize("NFC", text)
     assert ours.encode_batch([text])[0] == reference_ids(reference, text)
 
 

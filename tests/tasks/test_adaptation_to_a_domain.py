@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from task_evaluation import compiled_sums
 
 from bert_jax import prepare
 from bert_jax.config_file import load_config
@@ -97,7 +98,7 @@ def test_on_the_same_vocabulary_nothing_is_lost(corpora, origin):
     for name in ("encoder", "mlm_head"):
         jax.tree.map(np.testing.assert_array_equal, params[name], model.params[name])
     batch = task.validation_batch(task.phases[0], 0, 8, slice(0, 8))
-    sums = jax.jit(lambda batch: task.sums(params, batch, None))(batch)
+    sums = compiled_sums(task)(params, batch)
     loss = float(sums["mlm_loss"].mean)
     log_probabilities = jax.nn.log_softmax(logits(model, model.params, batch))
     chosen = np.take_along_axis(log_probabilities, batch["masked_labels"][..., None], -1)[..., 0]

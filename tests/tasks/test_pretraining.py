@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from fine_tuning_tasks import initialise, run_evaluation
+from task_evaluation import compiled_sums, initialise, run_evaluation
 
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
@@ -29,11 +29,6 @@ def params(make_task):
     return initialise(make_task())
 
 
-def make_sums(task):
-    """The task's sums without dropout, compiled."""
-    return jax.jit(lambda params, batch: task.sums(params, batch, None))
-
-
 def test_scores_do_not_depend_on_the_batch_size(make_task, params):
     size = make_task(evaluation__examples=0).validation_size(make_task().phases[0])
     uneven = next(number for number in (7, 11, 13) if size % number)  # leaves a partial batch
@@ -51,7 +46,7 @@ def test_the_unigram_baseline_is_that_of_the_training_split(make_task, params, c
     batch = task.validation_batch(task.phases[0], 0, 16, slice(0, 16))
     used = batch["masked_weights"] > 0
     expected = -log_probabilities[batch["masked_labels"][used]].mean()
-    sums = make_sums(task)(params, batch)
+    sums = compiled_sums(task)(params, batch)
     assert float(sums["unigram_loss"].mean) == pytest.approx(expected, rel=1e-5)
     # An untrained model knows nothing; a uniform guess costs log V.
     assert float(sums["mlm_loss"].mean) == pytest.approx(np.log(1000), rel=0.05)
@@ -93,7 +88,7 @@ def test_objectives_change_heads_losses_and_nothing_else(make_task):
     ):
         task = make_task(data__objective=objective)
         params = initialise(task)
-        sums = make_sums(task)(params, task.training_batch(0, slice(0, 4)))
+        sums = compiled_sums(task)(params, task.training_batch(0, slice(0, 4)))
         values = task.metrics(sums)
         assert set(task.losses) == losses
         assert ("pooler" in params) == (objective != "none")
@@ -118,8 +113,8 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task):
     shared = np.flatnonzero(np.count_nonzero(batch["lengths"], axis=1) > 1)[:4]
     batch = {name: array[shared] for name, array in batch.items()}
     assert len(shared) == 4
-    make = make_sums(task)
-    packed = make(params, batch)
+    sums_of = compiled_sums(task)
+    packed = sums_of(params, batch)
 
     totals, tokens = np.zeros(2), 0
     for row, lengths in enumerate(batch["lengths"]):
@@ -137,7 +132,7 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task):
                 "masked_weights": batch["masked_weights"][row : row + 1] * own,
             }
             if own.any():
-                sums = make(params, alone)
+                sums = sums_of(params, alone)
                 totals += [sums["mlm_loss"].total, sums["mlm_loss"].weight]
             tokens += length
     np.testing.assert_allclose(packed["mlm_loss"].total, totals[0], rtol=1e-5)

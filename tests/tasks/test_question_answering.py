@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from fine_tuning_tasks import initialise, run_evaluation
+from task_evaluation import initialise, run_evaluation
 
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.question_windows import make_windows

@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from fine_tuning_tasks import initialise, run_evaluation
 from sklearn import metrics
+from task_evaluation import compiled_sums, initialise, run_evaluation
 
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
@@ -243,7 +243,7 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
     batch = packed.training_batch(3, slice(2, 8))
     assert batch["token_ids"].shape == (6, 32) and batch["lengths"].shape == (6, 6)
     assert "sequences a row" in packed.phases[0].description
-    found = jax.jit(lambda batch: packed.sums(params, batch, None))(batch)
+    found = compiled_sums(packed)(params, batch)
 
     # The same rows, told by their tokens and targets, one by one.
     training = single.read("train")
@@ -261,7 +261,7 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
                 numbers.append(known.index(bytes(text) + bytes(batch["targets"][row, place])))
     assert len(numbers) > 6
     rows = training.rows(np.array(numbers), 32) | {"example_weights": np.ones(len(numbers))}
-    expected = jax.jit(lambda batch: single.sums(params, batch, None))(rows)
+    expected = compiled_sums(single)(params, rows)
     for name, ratio in expected.items():
         np.testing.assert_allclose(found[name].total, ratio.total, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(found[name].weight, ratio.weight, err_msg=name)

@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from fine_tuning_tasks import initialise, run_evaluation
 from seqeval.metrics import f1_score, precision_score, recall_score
+from task_evaluation import initialise, run_evaluation
 
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
