@@ -29,6 +29,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config = load_config(str(recipes / "pretrain.py"))
     # As in the model that the run starts from.
     config.model = load_config(str(recipes / "fine_tune.py")).model
+    config.model.vocabulary_chunks = None
     config.epochs = 3.0
     config.total_steps = 0  # 0: as many as the epochs take
     config.log_every_steps = 50

@@ -196,7 +196,6 @@ def check_data_parallel(planned, phase, width):
 
 
 def check_fsdp(planned, phase, width):
-    """Nothing is larger than a layer but the word table; little may be combined with it."""
+    """No collective is larger than a layer: the word table is moved in parts, or not at all."""
     assert {"all-gather", "reduce-scatter"} <= phase["collectives"].keys()
-    word_table, layer = 4 * 30592 * width, 4 * (12 * width**2 + 13 * width)
-    assert layer < phase["largest_collective_bytes"] <= 1.01 * word_table
+    assert phase["largest_collective_bytes"] <= 4 * (12 * width**2 + 13 * width)

@@ -80,7 +80,11 @@ class Embeddings(nn.Module):
                 f"{self.config.max_positions}; shorten the sequences or raise max_positions."
             )
         segment_one_hot_BLS = jax.nn.one_hot(segment_ids_BL, self.config.segments)
+        # Under FSDP each device looks up its columns of the table for the others' tokens too, and
+        # they exchange what they found; to gather the table would move many times as much.
+        token_ids_BL = with_logical_constraint(token_ids_BL, ("replica", "length"))
         hidden_BLD = jnp.take(self.word, token_ids_BL, axis=0)
+        hidden_BLD = with_logical_constraint(hidden_BLD, ("replica", "length", "width"))
         # Products with one-hot rows: their gradients are products too, not scatters into few rows.
         if is_packed(lengths):
             position_one_hot_BLL = jax.nn.one_hot(positions_within(lengths, length), length)

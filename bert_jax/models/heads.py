@@ -13,14 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bert_jax.models.config import BertConfig
+from bert_jax.models.decoder import Decoder, decode, score_in_chunks
 from bert_jax.models.encoder import Encoder
-from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, gelu, parameter
+from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
+from bert_jax.models.losses import cross_entropy, is_correct
 from bert_jax.models.packing import first_positions, is_packed, sequence_numbers
 
 Array = jax.Array
-
-# The logit of vocabulary padding: its softmax is exactly zero, its gradient too.
-PADDING_LOGIT = -1e9
 
 
 class Pooler(nn.Module):
@@ -48,7 +47,20 @@ class MaskedLanguageModelHead(nn.Module):
 
     config: BertConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        dtype = jnp.dtype(config.compute_dtype)
+        self.transform = Projection(
+            shape=(config.width, config.width),
+            axes=("width", None),
+            stddev=config.initializer_stddev,
+            dtype=dtype,
+        )
+        self.norm = LayerNorm(config.layer_norm_epsilon, dtype)
+        zeros = nn.initializers.zeros_init()
+        rows = (config.padded_vocabulary_size,)
+        self.bias = parameter(self, "bias", zeros, rows, ("vocabulary",))
+
     def __call__(self, masked_BMD: Array, word_table_VD: Array) -> Array:
         """Scores the vocabulary.
 
@@ -59,34 +71,29 @@ class MaskedLanguageModelHead(nn.Module):
         Returns:
           float32 logits [B, M, V]; those of the vocabulary's padding are `PADDING_LOGIT`.
         """
-        config = self.config
-        dtype = jnp.dtype(config.compute_dtype)
-        transformed_BMD = Projection(
-            shape=(config.width, config.width),
-            axes=("width", None),
-            stddev=config.initializer_stddev,
-            dtype=dtype,
-            name="transform",
-        )(masked_BMD)
-        transformed_BMD = LayerNorm(config.layer_norm_epsilon, dtype, name="norm")(
-            gelu(transformed_BMD)
-        )
-        bias_V = parameter(
-            self,
-            "bias",
-            nn.initializers.zeros_init(),
-            (config.padded_vocabulary_size,),
-            ("vocabulary",),
-        )
-        logits_BMV = contract(
-            transformed_BMD, word_table_VD.astype(dtype).T, 1, jnp.dtype("float32")
-        )
-        # The bias is added as an outer product with ones, so that its gradient is a product too; on
-        # the CPU the sum over rows that broadcasting would give takes ten times as long.
-        ones_BM1 = jnp.ones((*masked_BMD.shape[:2], 1), jnp.float32)
-        logits_BMV += contract(ones_BM1, bias_V[None], 1)
-        real_V = jnp.arange(config.padded_vocabulary_size) < config.vocabulary_size
-        return jnp.where(real_V, logits_BMV, PADDING_LOGIT)
+        decoder = Decoder(word_table_VD, self.bias, self.config.vocabulary_size)
+        return decode(self._transformed(masked_BMD), decoder, jnp.arange(len(self.bias)))
+
+    def score(
+        self, masked_BMD: Array, word_table_VD: Array, labels_BM: Array
+    ) -> tuple[Array, Array]:
+        """Scores one token a position: its loss, float32, and whether it is the likeliest, bool.
+
+        Both are [B, M], and what `cross_entropy` and `is_correct` make of the logits.
+        """
+        if self.config.vocabulary_chunks > 1:
+            return score_in_chunks(
+                self._transformed(masked_BMD),
+                Decoder(word_table_VD, self.bias, self.config.vocabulary_size),
+                labels_BM,
+                self.config.vocabulary_chunks,
+            )
+        logits_BMV = self(masked_BMD, word_table_VD)
+        return cross_entropy(logits_BMV, labels_BM), is_correct(logits_BMV, labels_BM)
+
+    def _transformed(self, masked_BMD: Array) -> Array:
+        transformed_BMD: Array = self.norm(gelu(self.transform(masked_BMD)))
+        return transformed_BMD
 
 
 class PretrainingModel(nn.Module):
@@ -134,6 +141,43 @@ class PretrainingModel(nn.Module):
         Raises:
           UserError: L is larger than the position table.
         """
+        masked_BMD, pair_logits_B2 = self._encode(
+            token_ids_BL, segment_ids_BL, lengths, masked_positions_BM, deterministic
+        )
+        return self.mlm_head(masked_BMD, self.encoder.embeddings.word), pair_logits_B2
+
+    def score(
+        self,
+        token_ids_BL: Array,
+        segment_ids_BL: Array,
+        lengths: Array,
+        masked_positions_BM: Array,
+        masked_labels_BM: Array,
+        *,
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array | None]:
+        """The same for a training step, which needs the logits of no other token than the label.
+
+        Returns:
+          float32 [B, M], the labels' cross-entropies; bool [B, M], whether a label is the likeliest
+          token; and the next-sentence logits.
+        """
+        masked_BMD, pair_logits_B2 = self._encode(
+            token_ids_BL, segment_ids_BL, lengths, masked_positions_BM, deterministic
+        )
+        losses_BM, correct_BM = self.mlm_head.score(
+            masked_BMD, self.encoder.embeddings.word, masked_labels_BM
+        )
+        return losses_BM, correct_BM, pair_logits_B2
+
+    def _encode(
+        self,
+        token_ids_BL: Array,
+        segment_ids_BL: Array,
+        lengths: Array,
+        masked_positions_BM: Array,
+        deterministic: bool,
+    ) -> tuple[Array, Array | None]:
         positions_BP = masked_positions_BM
         if self.next_sentence:
             # The pooler reads the first position.
@@ -146,10 +190,9 @@ class PretrainingModel(nn.Module):
             positions_BP=positions_BP,
         )
         masked_BMD = hidden_BPD[:, 1:] if self.next_sentence else hidden_BPD
-        mlm_logits_BMV = self.mlm_head(masked_BMD, self.encoder.embeddings.word)
         if not self.next_sentence:
-            return mlm_logits_BMV, None
-        return mlm_logits_BMV, self.next_sentence_head(self.pooler(hidden_BPD[:, 0]))
+            return masked_BMD, None
+        return masked_BMD, self.next_sentence_head(self.pooler(hidden_BPD[:, 0]))
 
 
 class EncoderModel(nn.Module):

@@ -13,7 +13,7 @@ def cross_entropy_sum(logits: Array, labels: Array, weights: Array) -> tuple[Arr
     """Weighted sum of -log softmax(logits)[label].
 
     The sum of the parts of a batch is the sum of the batch, so accumulated gradients and metrics
-    equal those of the whole. Logits of vocabulary padding (`heads.PADDING_LOGIT`) take no part:
+    equal those of the whole. Logits of vocabulary padding (`decoder.PADDING_LOGIT`) take no part:
     their probability is exactly zero.
 
     Args:
@@ -24,12 +24,18 @@ def cross_entropy_sum(logits: Array, labels: Array, weights: Array) -> tuple[Arr
     Returns:
       Two float32 scalars: the sum of weighted losses and the sum of the weights.
     """
+    return weighted_sum(cross_entropy(logits, labels), weights)
+
+
+def weighted_sum(values: Array, weights: Array) -> tuple[Array, Array]:
+    """The sum of values [...] by weights [...] and that of the weights: two float32 scalars."""
     weights = weights.astype(jnp.float32)
-    return jnp.sum(weights * _cross_entropy(logits, labels)), jnp.sum(weights)
+    return jnp.sum(weights * values), jnp.sum(weights)
 
 
 @jax.custom_vjp
-def _cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """What `cross_entropy_sum` sums up: float32 [...]."""
     return _cross_entropy_forward(logits, labels)[0]
 
 
@@ -53,7 +59,7 @@ def _cross_entropy_backward(residuals: tuple[Array, ...], cotangents: Array) -> 
     return gradient.astype(logits.dtype), None
 
 
-_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def correct_sum(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
@@ -69,11 +75,15 @@ def correct_sum(logits: Array, labels: Array, weights: Array) -> tuple[Array, Ar
     Returns:
       Two float32 scalars: the sum of the weights of correct elements and of all weights.
     """
-    weights = weights.astype(jnp.float32)
+    return weighted_sum(is_correct(logits, labels), weights)
+
+
+def is_correct(logits: Array, labels: Array) -> Array:
+    """What `correct_sum` sums up: bool [...]."""
     label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")
     # Not by argmax, which the CPU searches one number at a time.
     before = jnp.arange(logits.shape[-1]) < labels[..., None]
     highest_before = jnp.max(logits, axis=-1, keepdims=True, where=before, initial=-jnp.inf)
     highest = jnp.max(logits, axis=-1, keepdims=True)
-    correct = ((label_logits >= highest) & (label_logits > highest_before))[..., 0]
-    return jnp.sum(weights * correct), jnp.sum(weights)
+    correct: Array = ((label_logits >= highest) & (label_logits > highest_before))[..., 0]
+    return correct

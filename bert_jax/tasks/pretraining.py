@@ -26,7 +26,7 @@ from bert_jax.data.tokenizer import CONTINUATION_PREFIX, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.description import ASSET, Head, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
-from bert_jax.models.losses import correct_sum, cross_entropy_sum
+from bert_jax.models.losses import correct_sum, cross_entropy_sum, weighted_sum
 from bert_jax.storage import is_remote
 from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
@@ -77,7 +77,12 @@ class Pretraining(Task):
                     f"{part.corpus} was prepared for; prepare it with --max_length {longest}"
                 )
         _check_vocabulary(self.tokenizer, start)
+        chunks = config.model.get("vocabulary_chunks")  # runs from before have none
         encoder = encoder_shape(config, start, self.tokenizer)
+        if chunks is None and config.mesh.fsdp != 1:
+            # No larger part of the word table is gathered than of the layers.
+            config.model.vocabulary_chunks = encoder.layer_sized_chunks
+            encoder = dataclasses.replace(encoder, vocabulary_chunks=encoder.layer_sized_chunks)
         self.description = ModelDescription(
             dataclasses.replace(encoder, vocabulary_size=self.tokenizer.size),
             Head.PRETRAINING,
@@ -171,31 +176,32 @@ class Pretraining(Task):
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Losses and accuracies of both objectives, and the unigram model's loss for comparison."""
-        logits: tuple[jax.Array, jax.Array | None] = self.model.apply(  # type: ignore[assignment]
+        labels_BM, weights_BM = batch["masked_labels"], batch["masked_weights"]
+        scores: tuple[jax.Array, jax.Array, jax.Array | None] = self.model.apply(  # type: ignore[assignment]
             {"params": params},
             batch["token_ids"],
             batch["segment_ids"],
             batch["lengths"],
             batch["masked_positions"],
+            labels_BM,
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
+            method="score",
         )
-        mlm_logits_BMV, pair_logits_B2 = logits
-        labels_BM, weights_BM = batch["masked_labels"], batch["masked_weights"]
+        losses_BM, correct_BM, pair_logits_B2 = scores
         surprise_BM = -jnp.asarray(self._unigram_log_probabilities)[labels_BM]
         masked = jnp.sum(weights_BM)
         sums = {
-            **_classification("mlm", mlm_logits_BMV, labels_BM, weights_BM),
+            "mlm_loss": Ratio(*weighted_sum(losses_BM, weights_BM)),
+            "mlm_accuracy": Ratio(*weighted_sum(correct_BM, weights_BM)),
             "unigram_loss": Ratio(jnp.sum(surprise_BM * weights_BM), masked),
             "tokens": Ratio(jnp.sum(batch["lengths"]).astype(jnp.float32), jnp.ones(())),
         }
         if pair_logits_B2 is not None:
-            sums |= _classification(
-                str(self._objective),
-                pair_logits_B2,
-                batch["next_sentence_label"],
-                batch["example_weights"],
-            )
+            name = str(self._objective)
+            pair = (pair_logits_B2, batch["next_sentence_label"], batch["example_weights"])
+            sums[f"{name}_loss"] = Ratio(*cross_entropy_sum(*pair))
+            sums[f"{name}_accuracy"] = Ratio(*correct_sum(*pair))
         return sums
 
     def metrics(self, sums: Sums) -> dict[str, float]:
@@ -352,15 +358,6 @@ class Pretraining(Task):
             return ()
         batch = self.validation_batch(self.phases[-1], 0, 8, slice(0, 8))
         return sample_predictions(self.model, params, self.tokenizer, batch)
-
-
-def _classification(
-    name: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
-) -> dict[str, Ratio]:
-    return {
-        f"{name}_loss": Ratio(*cross_entropy_sum(logits, labels, weights)),
-        f"{name}_accuracy": Ratio(*correct_sum(logits, labels, weights)),
-    }
 
 
 def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:

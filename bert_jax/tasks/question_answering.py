@@ -17,8 +17,8 @@ import numpy as np
 from bert_jax.data.question_windows import QuestionWindows, make_windows
 from bert_jax.data.questions import Question, read_questions, read_tfds_questions
 from bert_jax.errors import UserError
+from bert_jax.models.decoder import PADDING_LOGIT
 from bert_jax.models.description import Head, ModelDescription
-from bert_jax.models.heads import PADDING_LOGIT
 from bert_jax.models.losses import cross_entropy_sum
 from bert_jax.tasks.answer_scores import score_v1, score_v2
 from bert_jax.tasks.answers import AnswerOptions, Prediction, answer_questions

@@ -32,8 +32,14 @@ RULES: Mapping[str, str | None] = {
 # Examples are spread over every device that holds a different part of the batch.
 BATCH_AXES = ("data", "fsdp")
 
-# The same for activations, which flax constrains by these names.
-ACTIVATION_RULES = (("batch", BATCH_AXES), ("length", None), *RULES.items())
+# The same for activations, which flax constrains by these names. A "replica" is what a "batch" is
+# before fsdp splits it: the examples of devices that hold one copy of the parameters together.
+ACTIVATION_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", BATCH_AXES),
+    ("replica", "data"),
+    ("length", None),
+    *RULES.items(),
+)
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

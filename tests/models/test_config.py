@@ -85,12 +85,22 @@ def test_unusable_sizes(size: str, message: str) -> None:
             },
             "multiple of 8 up to 128, and they are 4 wide",
         ),
+        ({"vocabulary_chunks": 0}, "vocabulary_chunks is 0"),
+        ({"vocabulary_chunks": 3}, "does not divide the 1024 rows of the word table; choose a p"),
         ({"remat": "all"}, "remat is 'all'; choose one of auto, none, dots, full"),
     ],
 )
 def test_unusable_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataclasses.replace(sized_config("tiny", 1000), **settings)
+
+
+@pytest.mark.parametrize(("size", "chunks"), [("tiny", 32), ("base", 4), ("large", 4)])
+def test_chunks_of_the_word_table_are_no_larger_than_a_layer(size: str, chunks: int) -> None:
+    config = sized_config(size, 30522)
+    assert config.layer_sized_chunks == chunks
+    layer = 12 * config.width**2
+    assert 30592 * config.width / chunks <= layer < 30592 * config.width / (chunks / 2)
 
 
 def test_config_can_be_compared_and_hashed() -> None:

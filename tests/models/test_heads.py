@@ -9,7 +9,8 @@ import pytest
 from flax import linen as nn
 
 from bert_jax.models.config import BertConfig
-from bert_jax.models.heads import PADDING_LOGIT, PretrainingModel
+from bert_jax.models.decoder import PADDING_LOGIT
+from bert_jax.models.heads import PretrainingModel
 
 CONFIG = BertConfig(
     vocabulary_size=200, layers=2, width=32, heads=2, feed_forward_width=64, max_positions=16

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from bert_jax.models.heads import PADDING_LOGIT
+from bert_jax.models.decoder import PADDING_LOGIT
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
 
 

@@ -1,0 +1,104 @@
+"""The decoder of masked tokens, whole or in chunks of the vocabulary.
+
+Shapes: B batch, M masked positions, D model width, V vocabulary (padded), C chunks, W tokens of a
+chunk.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
+from jax import lax
+
+from bert_jax.models.layers import contract
+
+Array = jax.Array
+
+# The logit of vocabulary padding: its softmax is exactly zero, its gradient too.
+PADDING_LOGIT = -1e9
+
+
+class Decoder(NamedTuple):
+    """A linear layer from hidden states to tokens.
+
+    Attributes:
+      table_VD: float32 weights, the word embeddings.
+      bias_V: float32.
+      vocabulary_size: how many tokens are real; the others are padding.
+    """
+
+    table_VD: Array
+    bias_V: Array
+    vocabulary_size: int
+
+
+def decode(hidden_BMD: Array, decoder: Decoder, token_ids_V: Array) -> Array:
+    """Scores tokens.
+
+    Args:
+      hidden_BMD: transformed hidden states, in the compute type.
+      decoder: the layer, or rows of it.
+      token_ids_V: int32, the ids of its rows.
+
+    Returns:
+      float32 logits [B, M, V]; those of the vocabulary's padding are `PADDING_LOGIT`.
+    """
+    table_VD = decoder.table_VD.astype(hidden_BMD.dtype)
+    logits_BMV = contract(hidden_BMD, table_VD.T, 1, jnp.dtype("float32"))
+    # The bias is added as an outer product with ones, so that its gradient is a product too; on
+    # the CPU the sum over rows that broadcasting would give takes ten times as long.
+    ones_BM1 = jnp.ones((*hidden_BMD.shape[:2], 1), jnp.float32)
+    logits_BMV += contract(ones_BM1, decoder.bias_V[None], 1)
+    return jnp.where(token_ids_V < decoder.vocabulary_size, logits_BMV, PADDING_LOGIT)
+
+
+def score_in_chunks(
+    hidden_BMD: Array, decoder: Decoder, labels_BM: Array, chunks: int
+) -> tuple[Array, Array]:
+    """Scores the labels, with the logits of one chunk of the vocabulary in memory at a time.
+
+    The backward pass computes a chunk's logits again, so that the decoder costs a third more. Under
+    FSDP a chunk of the table is gathered when it is needed, as a layer's kernels are.
+
+    Args:
+      hidden_BMD: transformed hidden states, in the compute type.
+      decoder: the layer; its rows are a multiple of `chunks`.
+      labels_BM: int32 in [0, vocabulary_size) wherever the result is used.
+      chunks: how many.
+
+    Returns:
+      What `cross_entropy` and `is_correct` make of the logits: float32 [B, M] and bool [B, M].
+    """
+    rows = len(decoder.bias_V) // chunks
+    # Chunk c has the tokens c, c + C, c + 2C, ...: where a mesh splits the vocabulary, a part of
+    # each device's.
+    table_CWD = decoder.table_VD.reshape(rows, chunks, -1).swapaxes(0, 1)
+    bias_CW = decoder.bias_V.reshape(rows, chunks).T
+
+    @jax.checkpoint
+    def score_chunk(table_WD: Array, bias_W: Array, number: Array) -> tuple[Array, ...]:
+        table_WD = table_WD.astype(hidden_BMD.dtype)
+        table_WD = with_logical_constraint(table_WD, ("vocabulary", None))
+        ids_W = number + chunks * jnp.arange(rows)
+        chunk = Decoder(table_WD, bias_W, decoder.vocabulary_size)
+        logits_BMW = decode(hidden_BMD, chunk, ids_W)
+        normalizer_BM = jax.nn.logsumexp(logits_BMW, axis=-1)
+        # Not by indexing, whose gradient would be a scatter.
+        is_label_BMW = ids_W == labels_BM[..., None]
+        label_logit_BM = jnp.sum(logits_BMW, axis=-1, where=is_label_BMW)
+        fixed_BMW = lax.stop_gradient(logits_BMW)
+        before_BMW = ids_W < labels_BM[..., None]
+        highest_before_BM = jnp.max(fixed_BMW, axis=-1, where=before_BMW, initial=-jnp.inf)
+        return normalizer_BM, label_logit_BM, jnp.max(fixed_BMW, axis=-1), highest_before_BM
+
+    parts = lax.scan(
+        lambda _, chunk: (None, score_chunk(*chunk)),
+        None,
+        (table_CWD, bias_CW, jnp.arange(chunks)),
+    )[1]
+    normalizer_CBM, label_logit_CBM, highest_CBM, highest_before_CBM = parts
+    label_logit_BM = jnp.sum(label_logit_CBM, axis=0)
+    losses_BM = jax.nn.logsumexp(normalizer_CBM, axis=0) - label_logit_BM
+    is_highest_BM = label_logit_BM >= jnp.max(highest_CBM, axis=0)
+    return losses_BM, is_highest_BM & (label_logit_BM > jnp.max(highest_before_CBM, axis=0))
