@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py --model MINILM --data sst2.jsonl --text sentence
 
-Both embed the texts of one file, in float32 on the CPU, in batches of about one length: ours with
-`encode`, which `predict embed` runs too, and the peer with its own `encode`. Compilation is not
+Both embed the texts of one file on the CPU, in batches of about one length: ours with `encode`, which
+`predict embed` runs too, and the peer with its own `encode`; both in float32, or in bfloat16. Compilation is not
 counted: every turn but the first has met all shapes. The contestants take turns within one process;
 the table gives medians of the turns. How far their vectors differ is printed.
 """
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--text", default="text", help="the column of the texts")
     parser.add_argument("--rows", type=int, default=4096, help="how many of its texts")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--compute_dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     add_results_argument(parser)
@@ -43,8 +44,10 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     texts = read_table(arguments.data, [arguments.text]).columns[arguments.text][: arguments.rows]
-    ours = bert_jax.load(arguments.model)
+    dtype = arguments.compute_dtype
+    ours = bert_jax.load(arguments.model).in_dtype(dtype)
     theirs = sentence_transformers.SentenceTransformer(arguments.model, device="cpu")
+    theirs.to(getattr(torch, dtype))
     contestants: dict[str, Encode] = {
         "bert_jax": lambda some: ours.encode(some, arguments.batch_size),
         "sentence-transformers": lambda some: theirs.encode(
@@ -61,8 +64,8 @@ def main() -> None:
 
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(
-        f"{len(texts):,} texts, batch {arguments.batch_size}, {arguments.threads} threads; vectors "
-        f"differ by at most {np.abs(vectors[0] - vectors[1]).max():.1e}"
+        f"{len(texts):,} texts, {dtype}, batches of {arguments.batch_size}, {arguments.threads} "
+        f"threads; vectors differ by at most {np.abs(vectors[0] - vectors[1]).max():.1e}"
     )
     print(f"{'':24} {'texts a second':>15} {'fastest':>9} {'times as long':>14}")
     for name, median in medians.items():
@@ -72,7 +75,7 @@ def main() -> None:
     times = medians["sentence-transformers"] / medians["bert_jax"]
     keep(
         arguments.results,
-        f"embedding {len(texts):,} texts of `{arguments.data.name}`, float32, batches of "
+        f"embedding {len(texts):,} texts of `{arguments.data.name}`, {dtype}, batches of "
         f"{arguments.batch_size}",
         f"{len(texts) / medians['bert_jax']:,.0f} texts/s; `sentence-transformers` "
         f"{len(texts) / medians['sentence-transformers']:,.0f}: **{times:.2f} times** as long",

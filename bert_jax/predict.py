@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load(arguments.checkpoint, arguments.step)
     if arguments.adapter is not None:
         model = load_adapter(arguments.adapter, model)
+    if arguments.compute_dtype is not None:
+        model = model.in_dtype(arguments.compute_dtype)
     chosen.check(model, arguments.checkpoint)
     chosen.run(model, arguments)
     return 0

@@ -66,6 +66,19 @@ class Pretrained:
         """The flax module that ``params`` belong to."""
         return self.description.model()
 
+    def in_dtype(self, compute_dtype: str) -> "Pretrained":
+        """The same model, with products and activations in ``float32`` or ``bfloat16``.
+
+        Parameters, softmax, LayerNorm statistics and what comes out are float32 in both.
+
+        Raises:
+          UserError: it is another type.
+        """
+        config = dataclasses.replace(self.config, compute_dtype=compute_dtype)
+        return dataclasses.replace(
+            self, description=dataclasses.replace(self.description, config=config)
+        )
+
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Embeds texts, as the description says: their pooling, their length.
 

@@ -195,6 +195,20 @@ def test_embeddings_are_the_model_s_in_every_form(predict, checkpoint, tmp_path)
     assert model.encode([]).shape == (0, 16)
 
 
+def test_the_type_of_products_can_be_chosen(predict, checkpoint):
+    texts = TEXTS[:3]
+    exact = load(checkpoint(Head.NONE)).encode(texts)
+    flags = ("--json", "--compute_dtype")
+    rounded, same = (
+        [row["embedding"] for row in predict("embed", Head.NONE, *flags, dtype, *texts)]
+        for dtype in ("bfloat16", "float32")
+    )
+    np.testing.assert_allclose(same, exact, atol=1e-6)
+    # Eight bits of mantissa are left.
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
+    assert np.abs(np.subtract(rounded, exact)).max() > 1e-4
+
+
 def test_any_model_gives_embeddings(predict):
     assert len(predict("embed", Head.CLASSIFICATION, "red", "blue")) == 2
 

@@ -39,6 +39,9 @@ LORA_TARGETS = (
 # What the backward pass computes again, not to keep it: as it pays, nothing, some, all of a layer.
 REMATERIALISATIONS = ("auto", "none", "dots", "full")
 
+# Types of products and activations.
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
 # Implementations of attention: what runs anywhere, and kernels for TPUs and for NVIDIA GPUs.
 ATTENTIONS = ("xla", "splash", "cudnn")
 
@@ -142,9 +145,10 @@ class BertConfig:
                 f"vocabulary_chunks is {self.vocabulary_chunks}, which does not divide the "
                 f"{self.padded_vocabulary_size} rows of the word table; choose a power of 2."
             )
-        if self.compute_dtype not in ("float32", "bfloat16"):
+        if self.compute_dtype not in COMPUTE_DTYPES:
             raise UserError(
-                f"compute_dtype is {self.compute_dtype!r}; choose 'float32' or 'bfloat16'."
+                f"compute_dtype is {self.compute_dtype!r}; choose one of "
+                f"{', '.join(COMPUTE_DTYPES)}."
             )
         if self.remat not in REMATERIALISATIONS:
             raise UserError(

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 
 from bert_jax.errors import UserError
+from bert_jax.models.config import COMPUTE_DTYPES
 from bert_jax.models.description import Head
 from bert_jax.pretrained import Pretrained
 
@@ -51,6 +52,11 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", default="latest", help="latest (default), best, or a step")
     parser.add_argument(
         "--adapter", metavar="FILE", help="put this adapter.safetensors on the checkpoint"
+    )
+    parser.add_argument(
+        "--compute_dtype",
+        choices=COMPUTE_DTYPES,
+        help="of products and activations (default: as the model was trained)",
     )
     parser.add_argument(
         "--input",
