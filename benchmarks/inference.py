@@ -2,10 +2,10 @@
 
     python benchmarks/inference.py --model MINILM --data sst2.jsonl --text sentence
 
-Both embed the texts of one file on the CPU, in batches of about one length: ours with `encode`, which
-`predict embed` runs too, and the peer with its own `encode`; both in float32, or in bfloat16. Compilation is not
-counted: every turn but the first has met all shapes. The contestants take turns within one process;
-the table gives medians of the turns. How far their vectors differ is printed.
+Both embed the texts of one file on the CPU, in float32 or bfloat16, in batches of about one length:
+ours with `encode`, which `predict embed` runs too, and the peer with its own `encode`. Compilation
+is not counted: every turn but the first has met all shapes. The contestants take turns within one
+process; the table gives medians of the turns. How far their vectors differ is printed.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "compute_dtype": None,
             "unroll": None,
             "attention": "xla",  # or splash (TPU), or cudnn (GPU): kernels, without dropout
-            "remat": "auto",  # or none, dots, full: the last computes most, to keep least
+            "remat": "auto",  # or none, dots, offload, full: the last computes most, to keep least
             # LoRA and adapters leave the encoder as it is: lora_rank=8, or adapter_width=64.
             "lora_rank": None,
             "lora_alpha": None,

@@ -53,7 +53,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "attention_dropout": 0.1,
             "compute_dtype": "float32",
             "attention": "xla",  # or splash (TPU), or cudnn (GPU): kernels, without dropout
-            "remat": "auto",  # or none, dots, full: the last computes most, to keep least
+            "remat": "auto",  # or none, dots, offload, full: the last computes most, to keep least
             # The decoder in so many parts: less memory, a third more of its time. None: 1, or under
             # mesh.fsdp as many as make each no larger than a layer.
             "vocabulary_chunks": None,

@@ -154,6 +154,28 @@ def test_real_sizes_on_slices_of_tpus(slices):
         f"--config.mesh.fsdp={mesh['fsdp']}\n"
         for (size, topology), mesh in slices.items()
     ]
+    for planned, ((size, topology), mesh) in zip(plans_of(lines), slices.items(), strict=True):
+        assert planned["mesh"] == mesh | {"tensor": 1}
+        assert planned["peak_flops_per_chip"] is not None
+        check_memory(planned, HBM_GIB[topology.partition(":")[0]] * GIB, mesh["fsdp"])
+        check = check_data_parallel if mesh["fsdp"] == 1 else check_fsdp
+        check(planned, planned["phases"][0], WIDTH[size])
+
+
+@pytest.mark.slow
+def test_rematerialisation_on_a_tpu():
+    """`offload` keeps what `dots` keeps in the host's memory."""
+    flags = "--topology v5e:1x1 --json --no_search --quick --batch_per_chip 64"
+    model = f"--config configs/pretrain.py:L8_H256 {' '.join(VOCABULARY)} --config.model.remat"
+    lines = [f"{model}={remat} {flags}\n" for remat in ("full", "offload", "dots")]
+    full, offload, dots = (
+        planned["phases"][0]["memory_bytes_per_chip"]["temporaries"] for planned in plans_of(lines)
+    )
+    assert full < offload < 0.7 * dots
+
+
+def plans_of(lines):
+    """What `bert_jax.plan` prints for each line of arguments, all in one process."""
     finished = subprocess.run(
         [sys.executable, "-c", PLANS],
         input="".join(lines),
@@ -164,15 +186,12 @@ def test_real_sizes_on_slices_of_tpus(slices):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    text = finished.stdout
-    for (size, topology), mesh in slices.items():
+    text, plans = finished.stdout, []
+    while text:
         planned, end = json.JSONDecoder().raw_decode(text)
         text = text[end:].lstrip()
-        assert planned["mesh"] == mesh | {"tensor": 1}
-        assert planned["peak_flops_per_chip"] is not None
-        check_memory(planned, HBM_GIB[topology.partition(":")[0]] * GIB, mesh["fsdp"])
-        check = check_data_parallel if mesh["fsdp"] == 1 else check_fsdp
-        check(planned, planned["phases"][0], WIDTH[size])
+        plans.append(planned)
+    return plans
 
 
 def check_memory(planned, hbm, fsdp):

@@ -37,7 +37,7 @@ LORA_TARGETS = (
 
 
 # What the backward pass computes again, not to keep it: as it pays, nothing, some, all of a layer.
-REMATERIALISATIONS = ("auto", "none", "dots", "full")
+REMATERIALISATIONS = ("auto", "none", "dots", "offload", "full")
 
 # Types of products and activations.
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -74,8 +74,9 @@ class BertConfig:
         NVIDIA GPUs, in bfloat16. The kernels never write the scores to memory, and cannot drop
         any, so that `attention_dropout` must be 0. Results are the same but for rounding.
       remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
-        Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights; "full",
-        everything from the layer's input on; or "auto", which is "dots" in a loop, where writing
+        Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights;
+        "offload", the same, with these products kept in the host's memory; "full", everything from
+        the layer's input on; or "auto", which is "dots" in a loop, where writing
         and reading the rest costs more than to compute it, and "none" where layers are unrolled and
         the compiler chooses. Results are the same but for rounding.
       vocabulary_chunks: in how many parts training decodes the masked tokens. More than one keep

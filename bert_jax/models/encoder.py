@@ -191,7 +191,11 @@ def _layer_type(config: BertConfig) -> type[nn.Module]:
     layer: type[nn.Module] = nn.remat(
         EncoderLayer,
         # Attention's products have a batch, and its scores are what takes the most memory.
-        policy=policies.dots_with_no_batch_dims_saveable if remat == "dots" else None,
+        policy={
+            "dots": policies.dots_with_no_batch_dims_saveable,
+            "offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+            "full": None,
+        }[remat],
         # A loop keeps the passes apart. Without one, the compiler would find that it computes
         # the same thing twice, and keep it after all.
         prevent_cse=config.unrolled,

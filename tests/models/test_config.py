@@ -87,7 +87,7 @@ def test_unusable_sizes(size: str, message: str) -> None:
         ),
         ({"vocabulary_chunks": 0}, "vocabulary_chunks is 0"),
         ({"vocabulary_chunks": 3}, "does not divide the 1024 rows of the word table; choose a p"),
-        ({"remat": "all"}, "remat is 'all'; choose one of auto, none, dots, full"),
+        ({"remat": "all"}, "remat is 'all'; choose one of auto, none, dots, offload, full"),
     ],
 )
 def test_unusable_settings(settings: dict[str, object], message: str) -> None:

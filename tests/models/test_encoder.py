@@ -148,7 +148,9 @@ def differentiate(
     return jax.value_and_grad(loss)(params, jax.random.key(1))
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("full", 1), ("full", 2)])
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [("dots", 1), ("offload", 1), ("full", 1), ("full", 2)]
+)
 def test_rematerialisation_changes_no_loss_and_no_gradient(
     remat: str, unroll: int, params: dict[str, Any], inputs: tuple[np.ndarray, ...]
 ) -> None:
