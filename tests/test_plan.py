@@ -163,6 +163,7 @@ def test_real_sizes_on_slices_of_tpus(slices):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rematerialisation_on_a_tpu():
     """`offload` keeps what `dots` keeps in the host's memory."""
     flags = "--topology v5e:1x1 --json --no_search --quick --batch_per_chip 64"
