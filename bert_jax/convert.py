@@ -164,6 +164,11 @@ def _to_hugging_face(
     description, params = model.description, model.params
     if head != "all" or pooling is not None:
         description, params = without_heads(description, params, keep_mlm=head == "mlm")
+    if description.reads_mean:
+        raise UserError(
+            f"transformers has no BERT for {description.head} that reads the mean of all positions "
+            "(pooling=mean); write ONNX with to-onnx, or the encoder alone with --head none"
+        )
     if pooling is not None:
         description = dataclasses.replace(
             description,

@@ -67,7 +67,7 @@ def write_onnx(path: Path, params: Any, description: ModelDescription) -> None:
         flat = graph.op("Concat", graph.integers(-1), graph.size("input_ids", 2), axis=0)
         inputs = [graph.op("Reshape", name, flat) for name in inputs]
     hidden_BLD = _encode(graph, description.config, *inputs)
-    outputs = _apply_head(graph, hidden_BLD, description)
+    outputs = _apply_head(graph, hidden_BLD, inputs[1], description)
     model = graph.finish(dict.fromkeys(_INPUTS, axes), outputs)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
@@ -207,13 +207,20 @@ def _attend(graph: _Graph, config: BertConfig, hidden_BLD: str, real_B11L: str, 
     return graph.dense(context_BLD, f"{prefix}output.dense")
 
 
-def _apply_head(graph: _Graph, hidden_BLD: str, description: ModelDescription) -> _Outputs:
+def _apply_head(
+    graph: _Graph, hidden_BLD: str, attention_mask_BL: str, description: ModelDescription
+) -> _Outputs:
     """The outputs of the model."""
     config = description.config
 
     def pooled_BD() -> str:
         first_BD = graph.op("Gather", hidden_BLD, graph.constant("first", np.array(0)), axis=1)
         return graph.op("Tanh", graph.dense(first_BD, "bert.pooler.dense"))
+
+    def scores() -> str:
+        averages = description.reads_mean
+        read_BD = _mean(graph, hidden_BLD, attention_mask_BL) if averages else pooled_BD()
+        return graph.dense(read_BD, "classifier")
 
     match description.head:
         case Head.NONE:
@@ -244,13 +251,20 @@ def _apply_head(graph: _Graph, hidden_BLD: str, description: ModelDescription) -
                 )
             }
         case Head.CHOICE:
-            scores = graph.dense(pooled_BD(), "classifier")
             choices = graph.op("Concat", graph.integers(-1), graph.size("input_ids", 1), axis=0)
-            return {"logits": (graph.op("Reshape", scores, choices), ("B", "C"))}
+            return {"logits": (graph.op("Reshape", scores(), choices), ("B", "C"))}
         case Head.CLASSIFICATION | Head.MULTI_LABEL | Head.REGRESSION:
-            logits_BT = graph.dense(pooled_BD(), "classifier")
             targets = 1 if description.head is Head.REGRESSION else len(description.labels)
-            return {"logits": (logits_BT, ("B", targets))}
+            return {"logits": (scores(), ("B", targets))}
+
+
+def _mean(graph: _Graph, hidden_BLD: str, attention_mask_BL: str) -> str:
+    """The mean [B, D] of the real positions; that of none is zero."""
+    real_BL = graph.op("Cast", attention_mask_BL, to=onnx.TensorProto.FLOAT)
+    real_B1L = graph.op("Unsqueeze", real_BL, graph.integers(1))
+    total_BD = graph.op("Squeeze", graph.op("MatMul", real_B1L, hidden_BLD), graph.integers(1))
+    count_B1 = graph.op("ReduceSum", real_BL, graph.integers(1))
+    return graph.op("Div", total_BD, graph.op("Max", count_B1, graph.number(1.0)))
 
 
 def _mlm_logits(graph: _Graph, hidden_BLD: str, config: BertConfig) -> str:

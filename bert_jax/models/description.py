@@ -46,6 +46,9 @@ class Pooling(enum.StrEnum):
     CLS = "cls"  # the first token's
 
 
+_OF_SEQUENCES = (Head.CLASSIFICATION, Head.MULTI_LABEL, Head.REGRESSION, Head.CHOICE)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelDescription:
     """A model without its parameters.
@@ -54,8 +57,9 @@ class ModelDescription:
       config: the encoder's shape, the vocabulary's size included.
       head: what stands on the encoder.
       labels: names of the classes, labels or tags, in the order of the outputs.
-      pooler: whether there is a pooler; with the pretraining head, a next-sentence head too. Only
-        that head and no head at all leave the choice.
+      pooler: whether there is a pooler; with the pretraining head, a next-sentence head too. A head
+        for classes, labels or a value reads the mean of the hidden states where there is none. The
+        other heads leave no choice.
       pooling: how ``encode`` makes embeddings.
       normalize: whether embeddings are scaled to length 1.
       max_length: the longest input that predictions are made on, special tokens included.
@@ -86,9 +90,9 @@ class ModelDescription:
             case Head.PRETRAINING:
                 return PretrainingModel(self.config, next_sentence=self.pooler)
             case Head.CLASSIFICATION | Head.MULTI_LABEL:
-                return SequenceClassifier(self.config, len(self.labels))
+                return SequenceClassifier(self.config, len(self.labels), self.pooler)
             case Head.REGRESSION | Head.CHOICE:
-                return SequenceClassifier(self.config, 1)
+                return SequenceClassifier(self.config, 1, self.pooler)
             case Head.TAGGING:
                 return TokenClassifier(self.config, len(self.labels))
             case Head.QUESTION_ANSWERING:
@@ -97,8 +101,12 @@ class ModelDescription:
     @property
     def reads_first_position_only(self) -> bool:
         """Whether no hidden state matters but that of a sequence's first position."""
-        pooled = (Head.CLASSIFICATION, Head.MULTI_LABEL, Head.REGRESSION, Head.CHOICE)
-        return self.head in pooled
+        return self.head in _OF_SEQUENCES and self.pooler
+
+    @property
+    def reads_mean(self) -> bool:
+        """Whether the head reads the mean of a sequence's hidden states."""
+        return self.head in _OF_SEQUENCES and not self.pooler
 
     def initialise(self, key: jax.Array) -> Any:
         """Random parameters, annotated with logical axes."""

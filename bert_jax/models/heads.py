@@ -222,19 +222,23 @@ class EncoderModel(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """Scores whole sequences or pairs: pooler, dropout, projection.
+    """Scores whole sequences or pairs: pooler or mean, dropout, projection.
 
     Attributes:
       config: the encoder's shape.
       targets: T, how many numbers a sequence gets: classes, labels, or 1 for a value or a choice.
+      with_pooler: whether BERT's pooler reads the first position. Otherwise the mean over the
+        positions is read, as encoders of sentences are trained to have it.
     """
 
     config: BertConfig
     targets: int
+    with_pooler: bool = True
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config)
-        self.pooler = Pooler(self.config)
+        if self.with_pooler:
+            self.pooler = Pooler(self.config)
         self.dropout = Dropout(self.config.hidden_dropout)
         self.classifier = _target_projection(self.config, self.targets)
 
@@ -242,6 +246,14 @@ class SequenceClassifier(nn.Module):
         self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, *, deterministic: bool
     ) -> Array:
         """Gives float32 scores [B, T], or [B, Q, T] of rows of several sequences."""
+        read = self._pool if self.with_pooler else self._average
+        pooled = read(token_ids_BL, segment_ids_BL, lengths, deterministic)
+        scores: Array = self.classifier(self.dropout(pooled, deterministic=deterministic))
+        return scores
+
+    def _pool(
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, deterministic: bool
+    ) -> Array:
         packed = is_packed(lengths)
         rows, length = token_ids_BL.shape
         first_BQ = first_positions(lengths, length) if packed else jnp.zeros((rows, 1), jnp.int32)
@@ -252,9 +264,16 @@ class SequenceClassifier(nn.Module):
             deterministic=deterministic,
             positions_BP=first_BQ,
         )
-        pooled = self.pooler(hidden_BQD if packed else hidden_BQD[:, 0])
-        scores: Array = self.classifier(self.dropout(pooled, deterministic=deterministic))
-        return scores
+        pooled: Array = self.pooler(hidden_BQD if packed else hidden_BQD[:, 0])
+        return pooled
+
+    def _average(
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, deterministic: bool
+    ) -> Array:
+        hidden_BLD = self.encoder(
+            token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
+        )
+        return mean_pool(hidden_BLD, lengths)
 
 
 class TokenClassifier(nn.Module):

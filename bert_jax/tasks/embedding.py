@@ -20,6 +20,7 @@ from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.models.pooling import sentence_embeddings
 from bert_jax.models.ranking_loss import ranking_loss_sum
 from bert_jax.tasks.base import NEW, Batch, Start
+from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.fine_tuning import apply_model, one_text_a_row
 from bert_jax.tasks.labelled_fine_tuning import LabelledFineTuning, token_sum
 from bert_jax.tasks.labelled_texts import values_of
@@ -71,8 +72,8 @@ class Embedding(LabelledFineTuning):
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         data = config.data
-        _member(Objective, data.objective, "data.objective")
-        _member(Pooling, config.pooling, "pooling")
+        member(Objective, data.objective, "data.objective")
+        member(Pooling, config.pooling, "pooling")
         self.needs_labels = data.objective == Objective.SIMILARITY
         if not self.needs_labels and config.accumulation_steps > 1:
             raise UserError(
@@ -202,9 +203,3 @@ class Embedding(LabelledFineTuning):
 def _cosines(embeddings_N2D: np.ndarray) -> np.ndarray:
     cosines: np.ndarray = np.einsum("ND,ND->N", embeddings_N2D[:, 0], embeddings_N2D[:, 1])
     return cosines
-
-
-def _member(kind: type[enum.StrEnum], value: str, key: str) -> None:
-    members = [str(member) for member in kind]
-    if value not in members:
-        raise UserError(f"{key}={value!r} must be one of {', '.join(members)}")

@@ -30,6 +30,7 @@ from bert_jax.models.losses import correct_sum, cross_entropy_sum, weighted_sum
 from bert_jax.storage import is_remote
 from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
+from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.fill_mask import sample_predictions
 from bert_jax.training.metrics import Ratio, Sums
 from bert_jax.training.report import SamplePrediction
@@ -48,8 +49,8 @@ class Pretraining(Task):
         super().__init__(config.copy_and_resolve_references(), start)
         config = self.config
         self._before = start_tokenizer(start)  # the vocabulary that is gone on from
-        self._objective = _choice(Objective, config.data.objective, "data.objective")
-        self._unit = _choice(Unit, config.data.masking.unit, "data.masking.unit")
+        self._objective = member(Objective, config.data.objective, "data.objective")
+        self._unit = member(Unit, config.data.masking.unit, "data.masking.unit")
         self.losses = {"mlm_loss": 1.0}
         if self._objective is not Objective.NONE:
             self.losses[f"{self._objective}_loss"] = 1.0
@@ -394,9 +395,3 @@ def _short_names(parts: Sequence[Part]) -> list[str]:
     """The last part of each corpus's path, or all of it where two end alike."""
     names = [part.corpus.rstrip("/").rpartition("/")[2] for part in parts]
     return names if len(set(names)) == len(names) else [part.corpus for part in parts]
-
-
-def _choice(kind: Any, value: str, key: str) -> Any:
-    if value not in list(kind):
-        raise UserError(f"{key}={value!r} is unknown; use one of {', '.join(kind)}")
-    return kind(value)

@@ -10,13 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
-from bert_jax.models.description import Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
 from bert_jax.tasks.base import Batch
+from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.labelled_fine_tuning import LabelledFineTuning, token_sum
 from bert_jax.tasks.labelled_texts import (
     LabelledRows,
@@ -71,6 +73,7 @@ class Classification(LabelledFineTuning):
             self.encoder,
             Head.CLASSIFICATION,
             self.labels,
+            pooler=has_pooler(self.config),
             max_length=self.config.data.max_length,
         )
 
@@ -141,7 +144,11 @@ class MultiLabelClassification(LabelledFineTuning):
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with a sigmoid for each label."""
         return ModelDescription(
-            self.encoder, Head.MULTI_LABEL, self.labels, max_length=self.config.data.max_length
+            self.encoder,
+            Head.MULTI_LABEL,
+            self.labels,
+            pooler=has_pooler(self.config),
+            max_length=self.config.data.max_length,
         )
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
@@ -177,7 +184,10 @@ class Regression(LabelledFineTuning):
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with one output."""
         return ModelDescription(
-            self.encoder, Head.REGRESSION, max_length=self.config.data.max_length
+            self.encoder,
+            Head.REGRESSION,
+            pooler=has_pooler(self.config),
+            max_length=self.config.data.max_length,
         )
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
@@ -196,6 +206,12 @@ class Regression(LabelledFineTuning):
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's value."""
         return value_predictions(self.in_order_of_data(outputs)["scores"])
+
+
+def has_pooler(config: ml_collections.ConfigDict) -> bool:
+    """Whether the classifier reads the first position through BERT's pooler, or else the mean."""
+    pooling = config.get("pooling", Pooling.CLS)  # runs from before have none
+    return member(Pooling, pooling, "pooling") is Pooling.CLS
 
 
 def class_predictions(logits_NT: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 import transformers
 from hugging_face_models import CASES
+from random_params import random_params
 
 from bert_jax.convert import main
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.models.config import BertConfig
+from bert_jax.models.description import ASSET, Head, ModelDescription
+from bert_jax.pretrained import VOCABULARY_ASSET
+from bert_jax.training.checkpoints import Checkpoints, RunRecord
+from bert_jax.training.state import TrainState
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -46,6 +53,36 @@ def test_a_graph_without_a_pooler(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
     assert [output.name for output in session.get_outputs()] == ["last_hidden_state"]
     assert np.isfinite(session.run(None, models.inputs())[0]).all()
+
+
+def test_a_graph_that_reads_the_mean(tmp_path: Path) -> None:
+    """And no class of transformers does, so that `to-hf` refuses."""
+    config = BertConfig(
+        vocabulary_size=8, layers=1, width=16, heads=2, feed_forward_width=32, max_positions=20
+    )
+    description = ModelDescription(config, Head.CLASSIFICATION, ("bad", "good"), pooler=False)
+    params = random_params(description.initialise)
+    vocabulary = WordPieceTokenizer([*SPECIAL_TOKENS, "the", "cat", "sat"], lowercase=True)
+    assets = {ASSET: description.to_json(), VOCABULARY_ASSET: vocabulary.to_json()}
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        record = RunRecord(1, {"task": "test"}, {}, assets, {}, [])
+        checkpoints.save(TrainState(1, params, None), record)
+    main(["to-onnx", str(tmp_path / "run"), str(tmp_path / "onnx")])
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    batch = {
+        "input_ids": np.arange(24).reshape(3, 8) % 8,
+        "attention_mask": (np.arange(8) < np.array([[8], [5], [1]])).astype(np.int64),
+        "token_type_ids": np.zeros((3, 8), np.int64),
+    }
+    ids, lengths = batch["input_ids"].astype(np.int32), np.array([8, 5, 1], np.int32)
+    expected = description.model().apply(
+        {"params": params}, ids, np.zeros_like(ids), lengths, deterministic=True
+    )
+    np.testing.assert_allclose(session.run(None, batch)[0], expected, atol=2e-5)
+    with pytest.raises(UserError, match="no BERT for classification that reads the mean of all"):
+        main(["to-hf", str(tmp_path / "run"), str(tmp_path / "theirs")])
+    main(["to-hf", str(tmp_path / "run"), str(tmp_path / "bare"), "--head", "none"])
+    assert (tmp_path / "bare" / "model.safetensors").exists()
 
 
 def test_the_package_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

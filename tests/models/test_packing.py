@@ -136,9 +136,9 @@ def alone(row: int, where: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, segments, np.array([where.stop - where.start])
 
 
-@pytest.mark.parametrize("unroll", [1, 2])
-def test_a_classifier_scores_each_sequence(unroll: int) -> None:
-    model = SequenceClassifier(dataclasses.replace(CONFIG, unroll=unroll), targets=3)
+@pytest.mark.parametrize(("unroll", "with_pooler"), [(1, True), (2, True), (1, False)])
+def test_a_classifier_scores_each_sequence(unroll: int, with_pooler: bool) -> None:
+    model = SequenceClassifier(dataclasses.replace(CONFIG, unroll=unroll), 3, with_pooler)
     params = initial(model, IDS, SEGMENTS, PACKED[:, 0])
     score = jax.jit(functools.partial(model.apply, deterministic=True))
     packed = score(params, IDS, SEGMENTS, PACKED)

@@ -96,8 +96,12 @@ def test_hard_negatives_are_of_training_only(make_task):
     "data, settings, message",
     [
         ({}, {"accumulation_steps": 2}, "accumulation_steps=2 would split the batch"),
-        ({"objective": "cosent"}, {}, "data.objective='cosent' must be one of ranking, sim"),
-        ({}, {"pooling": "max"}, "pooling='max' must be one of mean, cls"),
+        (
+            {"objective": "cosent"},
+            {},
+            "data.objective='cosent' is unknown; use one of ranking, sim",
+        ),
+        ({}, {"pooling": "max"}, "pooling='max' is unknown; use one of mean, cls"),
         ({}, {"scale": 0.0}, "scale=0.0 must be above 0"),
         ({"objective": "similarity", "negative": "other"}, {}, "data.negative='other' has no use"),
         ({"objective": "similarity"}, {}, r"rows.jsonl, line 1 has 5 in .* from 0 to 1"),

@@ -12,6 +12,7 @@ from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
+from bert_jax.models.encoder import Encoder
 from bert_jax.tasks.base import Start, load_task
 
 WORDS = ["good", "bad", "fine", "day", "night", "sea"]
@@ -229,7 +230,7 @@ def test_the_vocabulary_of_a_corpus_will_do(make_task, corpus_directory):
     [
         ("classify", {}),
         ("classify", {"task": "multi_label", "data__label": "labels"}),
-        ("regress", {"data__label": "value"}),
+        ("regress", {"data__label": "value", "pooling": "mean"}),
     ],
 )
 def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
@@ -265,6 +266,25 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, recipe, settings):
     for name, ratio in expected.items():
         np.testing.assert_allclose(found[name].total, ratio.total, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(found[name].weight, ratio.weight, err_msg=name)
+
+
+def test_the_mean_of_all_positions_may_be_read(make_task):
+    first, mean = make_task(), make_task(pooling="mean")
+    assert (first.description.reads_mean, mean.description.reads_mean) == (False, True)
+    params = initialise(mean)
+    assert initialise(first).keys() - params.keys() == {"pooler"}
+    batch = mean.training_batch(0, slice(0, 4))
+    hidden = Encoder(mean.encoder).apply(
+        {"params": params["encoder"]},
+        *(batch[name] for name in ("token_ids", "segment_ids", "lengths")),
+        deterministic=True,
+    )
+    read = [row[:length].mean(axis=0) for row, length in zip(hidden, batch["lengths"], strict=True)]
+    classifier = params["classifier"]
+    expected = np.stack(read) @ classifier["kernel"] + classifier["bias"]
+    np.testing.assert_allclose(mean.outputs(params, batch)["scores"], expected, atol=1e-5)
+    with pytest.raises(UserError, match="pooling='max' is unknown; use one of mean, cls"):
+        make_task(pooling="max")
 
 
 def test_packing_shortens_the_epoch(make_task):
