@@ -44,6 +44,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "tokens": None,
             "tags": None,
             "tag_names": (),  # in order, where JSON has numbers for tags
+            # More than 1: so many short sentences may share a row of max_length tokens (packing),
+            # and batch_size counts rows.
+            "sequences_per_row": 1,
         }
     )
     override_from_argument(config, argument)

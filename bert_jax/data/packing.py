@@ -10,7 +10,7 @@ Shapes: N sequences, R rows, L row length, Q most sequences of a row.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +26,8 @@ _WINDOW = 2048
 _SAMPLE = 4 * _WINDOW
 _SLACK = 0.01
 
-# The arrays of a batch that have an element for each token.
-_OF_TOKENS = ("token_ids", "segment_ids")
+# The arrays of a batch that have an element for each token, unless a task has more of them.
+OF_TOKENS = ("token_ids", "segment_ids")
 
 
 def pack(lengths: np.ndarray, max_length: int, most: int, rows: int | None = None) -> np.ndarray:
@@ -171,17 +171,23 @@ class PackingPlan:
 
 
 def pack_batch(
-    batch: Mapping[str, np.ndarray], row_of: np.ndarray, rows: int, max_length: int, most: int
+    batch: Mapping[str, np.ndarray],
+    row_of: np.ndarray,
+    rows: int,
+    max_length: int,
+    most: int,
+    of_tokens: Collection[str] = OF_TOKENS,
 ) -> dict[str, np.ndarray]:
     """Lays the sequences of a batch out in rows.
 
     Args:
-      batch: ``lengths`` int32 [N]; ``token_ids`` and ``segment_ids`` int32 [N, l], of any length
-        that holds the sequences; and what else there is of each sequence, [N, ...].
+      batch: ``lengths`` int32 [N]; arrays of the tokens [N, l], of any length that holds the
+        sequences; and what else there is of each sequence, [N, ...].
       row_of: int64 [N], the row of each sequence, rising.
       rows: R.
       max_length: L.
       most: Q.
+      of_tokens: the names of the arrays of the tokens.
 
     Returns:
       Arrays of the same names: [R, L] of the tokens, and [R, Q, ...] of the sequences. What holds
@@ -196,7 +202,7 @@ def pack_batch(
     targets = np.arange(lengths.sum()) + np.repeat(row_of * max_length + columns - before, lengths)
     packed = {}
     for name, array in batch.items():
-        if name in _OF_TOKENS:
+        if name in of_tokens:
             tokens = np.zeros(rows * max_length, array.dtype)
             tokens[targets] = array[real]
             packed[name] = tokens.reshape(rows, max_length)

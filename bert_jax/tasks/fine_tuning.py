@@ -8,7 +8,7 @@ parameters that ``init_from`` names, and afterwards with the run's own checkpoin
 
 import abc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from flax import linen as nn
 from bert_jax.data.bucketing import BucketPlan, choose_lengths, padded_length
 from bert_jax.data.corpus import read_vocabulary
 from bert_jax.data.order import shuffled_rows
-from bert_jax.data.packing import Packing, PackingPlan, pack_batch
+from bert_jax.data.packing import OF_TOKENS, Packing, PackingPlan, pack_batch
 from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -50,9 +50,11 @@ class FineTuning(Task):
       description: what the model is.
       model: the flax module.
       can_pack: whether ``sums`` takes batches of rows that several sequences share.
+      of_tokens: the arrays of a batch that have an element for each token, [B, L].
     """
 
     can_pack = False
+    of_tokens: Collection[str] = OF_TOKENS
     description: ModelDescription
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
@@ -194,7 +196,7 @@ class FineTuning(Task):
         first = step * self.config.batch_size + rows.start
         numbers, row_of = packing.rows(first, count)
         batch = self._batch(self._training, self._shuffled(numbers), length)
-        return pack_batch(batch, row_of, count, length, packing.most)
+        return pack_batch(batch, row_of, count, length, packing.most, self.of_tokens)
 
     def _batch(self, source: Rows, numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
         batch = source.rows(numbers, length)

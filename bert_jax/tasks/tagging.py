@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from bert_jax.data.packing import OF_TOKENS
 from bert_jax.data.tag_windows import TagWindows, make_tag_windows
 from bert_jax.data.tagged_sentences import (
     OUTSIDE,
@@ -40,6 +41,8 @@ class Tagging(FineTuning):
     """
 
     losses: Mapping[str, float] = {"loss": 1.0}
+    can_pack = True
+    of_tokens = (*OF_TOKENS, "labels", "label_weights")
     labels: tuple[str, ...] = ()
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
@@ -92,7 +95,9 @@ class Tagging(FineTuning):
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Cross-entropy and accuracy, word by word; a tag that training never saw is left out."""
         logits_BLT = self.apply(params, batch, dropout_key)
-        weights_BL = batch["label_weights"] * batch["example_weights"][:, None]
+        weights_BL = batch["label_weights"]
+        if batch["example_weights"].ndim == 1:  # where several share a row, what is there counts
+            weights_BL = weights_BL * batch["example_weights"][:, None]
         return {
             "loss": Ratio(*cross_entropy_sum(logits_BLT, batch["labels"], weights_BL)),
             "accuracy": Ratio(*correct_sum(logits_BLT, batch["labels"], weights_BL)),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from seqeval.metrics import f1_score, precision_score, recall_score
-from task_evaluation import initialise, run_evaluation
+from task_evaluation import compiled_sums, initialise, run_evaluation
 
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
@@ -84,6 +84,29 @@ def test_the_loss_is_the_cross_entropy_of_words(make_task):
     assert float(sums["loss"].weight) == len(losses) > 2
     assert float(sums["loss"].mean) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(sums["accuracy"].mean) == pytest.approx(np.mean(right))
+
+
+def test_packed_rows_give_the_loss_of_single_ones(make_task):
+    """An epoch of so few sentences is packed without leaving any out."""
+    shared = {"model__hidden_dropout": 0, "model__attention_dropout": 0, "data__max_length": 32}
+    packed = make_task(data__sequences_per_row=4, **shared)
+    single = make_task(**shared)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(  # or all words would score alike
+        lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32), initialise(single)
+    )
+    whole = single.read("train")
+    rows = whole.rows(np.arange(len(whole)), 32)
+    expected = compiled_sums(single)(params, rows | {"example_weights": np.ones(len(whole))})
+    count = round(len(whole) / packed.packing.sequences_per_row)
+    epoch = make_task(data__sequences_per_row=4, batch_size=count, **shared)
+    batch = epoch.training_batch(0, slice(0, count))
+    assert batch["labels"].shape == (count, 32) and batch["lengths"].shape == (count, 4)
+    assert np.count_nonzero(batch["lengths"]) == len(whole) > count
+    found = compiled_sums(epoch)(params, batch)
+    for name, ratio in expected.items():
+        np.testing.assert_allclose(found[name].total, ratio.total, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name].weight, ratio.weight, err_msg=name)
 
 
 def test_true_labels_give_the_true_tags(make_task):
