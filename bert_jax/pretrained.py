@@ -69,7 +69,7 @@ class Pretrained:
     def in_dtype(self, compute_dtype: str) -> "Pretrained":
         """The same model, with products and activations in ``float32`` or ``bfloat16``.
 
-        Parameters, softmax, LayerNorm statistics and what comes out are float32 in both.
+        Parameters, softmax, LayerNorm statistics, embeddings and logits are float32 in both.
 
         Raises:
           UserError: it is another type.

@@ -79,7 +79,7 @@ class BertConfig:
         the layer's input on; or "auto", which is "dots" in a loop, where writing
         and reading the rest costs more than to compute it, and "none" where layers are unrolled and
         the compiler chooses. Results are the same but for rounding.
-      vocabulary_chunks: in how many parts training decodes the masked tokens. More than one keep
+      vocabulary_chunks: in how many parts the masked tokens' loss is computed. More than one keep
         less in memory, and under FSDP gather less of the word table at a time; the decoder costs a
         third more. Results are the same but for rounding.
       lora_rank: rank of LoRA's updates (Hu et al., arXiv:2106.09685); 0 for none.
@@ -144,7 +144,8 @@ class BertConfig:
         if self.padded_vocabulary_size % self.vocabulary_chunks:
             raise UserError(
                 f"vocabulary_chunks is {self.vocabulary_chunks}, which does not divide the "
-                f"{self.padded_vocabulary_size} rows of the word table; choose a power of 2."
+                f"{self.padded_vocabulary_size} rows of the word table; choose a power of 2 up to "
+                f"{VOCABULARY_MULTIPLE}."
             )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise UserError(
@@ -217,7 +218,10 @@ class BertConfig:
 
     @property
     def layer_sized_chunks(self) -> int:
-        """The fewest chunks of the word table, a power of 2, that are no larger than a layer."""
+        """The fewest chunks of the word table, a power of 2, that are no larger than a layer.
+
+        At most 128, which always divide it.
+        """
         layer = 4 * self.width**2 + 2 * self.width * self.feed_forward_width
         chunks = 1
         while (

@@ -4,6 +4,7 @@ Shapes: B batch, M masked positions, D model width, V vocabulary (padded), C chu
 chunk.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -76,29 +77,38 @@ def score_in_chunks(
     table_CWD = decoder.table_VD.reshape(rows, chunks, -1).swapaxes(0, 1)
     bias_CW = decoder.bias_V.reshape(rows, chunks).T
 
-    @jax.checkpoint
+    # In float32, so that the gradients of the chunks are summed up in it.
+    wide_BMD = hidden_BMD.astype(jnp.float32)
+
+    # A loop keeps the passes apart by itself.
+    @partial(jax.checkpoint, prevent_cse=False)
     def score_chunk(table_WD: Array, bias_W: Array, number: Array) -> tuple[Array, ...]:
+        # Cast first, so that no more bytes are gathered than the product reads.
         table_WD = table_WD.astype(hidden_BMD.dtype)
         table_WD = with_logical_constraint(table_WD, ("vocabulary", None))
         ids_W = number + chunks * jnp.arange(rows)
         chunk = Decoder(table_WD, bias_W, decoder.vocabulary_size)
-        logits_BMW = decode(hidden_BMD, chunk, ids_W)
-        normalizer_BM = jax.nn.logsumexp(logits_BMW, axis=-1)
+        logits_BMW = decode(wide_BMD.astype(hidden_BMD.dtype), chunk, ids_W)
+        fixed_BMW = lax.stop_gradient(logits_BMW)
+        highest_BM = jnp.max(fixed_BMW, axis=-1)
+        # Relative to the highest logit, so that no digits are lost on their common size.
+        relative_BMW = logits_BMW - highest_BM[..., None]
+        normalizer_BM = jnp.log(jnp.sum(jnp.exp(relative_BMW), axis=-1))
         # Not by indexing, whose gradient would be a scatter.
         is_label_BMW = ids_W == labels_BM[..., None]
-        label_logit_BM = jnp.sum(logits_BMW, axis=-1, where=is_label_BMW)
-        fixed_BMW = lax.stop_gradient(logits_BMW)
+        label_BM = jnp.sum(relative_BMW, axis=-1, where=is_label_BMW)
         before_BMW = ids_W < labels_BM[..., None]
         highest_before_BM = jnp.max(fixed_BMW, axis=-1, where=before_BMW, initial=-jnp.inf)
-        return normalizer_BM, label_logit_BM, jnp.max(fixed_BMW, axis=-1), highest_before_BM
+        return normalizer_BM, highest_BM, label_BM, jnp.any(is_label_BMW, -1), highest_before_BM
 
-    parts = lax.scan(
+    normalizer_CBM, highest_CBM, label_CBM, has_label_CBM, highest_before_CBM = lax.scan(
         lambda _, chunk: (None, score_chunk(*chunk)),
         None,
         (table_CWD, bias_CW, jnp.arange(chunks)),
     )[1]
-    normalizer_CBM, label_logit_CBM, highest_CBM, highest_before_CBM = parts
-    label_logit_BM = jnp.sum(label_logit_CBM, axis=0)
-    losses_BM = jax.nn.logsumexp(normalizer_CBM, axis=0) - label_logit_BM
-    is_highest_BM = label_logit_BM >= jnp.max(highest_CBM, axis=0)
-    return losses_BM, is_highest_BM & (label_logit_BM > jnp.max(highest_before_CBM, axis=0))
+    highest_BM = jnp.max(highest_CBM, axis=0)
+    offset_CBM = highest_CBM - highest_BM
+    normalizer_BM = jax.nn.logsumexp(normalizer_CBM + offset_CBM, axis=0)
+    label_BM = jnp.sum(label_CBM + offset_CBM, axis=0, where=has_label_CBM)
+    before_BM = jnp.max(highest_before_CBM, axis=0) - highest_BM
+    return normalizer_BM - label_BM, (label_BM >= 0) & (label_BM > before_BM)

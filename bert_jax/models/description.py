@@ -40,10 +40,10 @@ class Head(enum.StrEnum):
 
 
 class Pooling(enum.StrEnum):
-    """How hidden states become a sentence's embedding."""
+    """What is read of a sequence: for its embedding, or by a classifier."""
 
-    MEAN = "mean"  # over real tokens
-    CLS = "cls"  # the first token's
+    MEAN = "mean"  # the mean over real tokens
+    CLS = "cls"  # the first token; by a classifier through BERT's pooler
 
 
 _OF_SEQUENCES = (Head.CLASSIFICATION, Head.MULTI_LABEL, Head.REGRESSION, Head.CHOICE)
@@ -58,9 +58,9 @@ class ModelDescription:
       head: what stands on the encoder.
       labels: names of the classes, labels or tags, in the order of the outputs.
       pooler: whether there is a pooler; with the pretraining head, a next-sentence head too. A head
-        for classes, labels or a value reads the mean of the hidden states where there is none. The
-        other heads leave no choice.
-      pooling: how ``encode`` makes embeddings.
+        for classes, labels, a value or a choice reads the mean of the hidden states where there is
+        none. Tagging and question answering never have one.
+      pooling: how ``encode`` makes embeddings, whatever the head reads.
       normalize: whether embeddings are scaled to length 1.
       max_length: the longest input that predictions are made on, special tokens included.
       options: settings of a task that its predictions need, such as a threshold.

@@ -156,7 +156,7 @@ class PretrainingModel(nn.Module):
         *,
         deterministic: bool,
     ) -> tuple[Array, Array, Array | None]:
-        """The same for a training step, which needs the logits of no other token than the label.
+        """The same where the logits of no other token than the label are needed, as in training.
 
         Returns:
           float32 [B, M], the labels' cross-entropies; bool [B, M], whether a label is the likeliest
@@ -297,11 +297,11 @@ class TokenClassifier(nn.Module):
         self.classifier = _target_projection(self.config, self.targets)
 
     def __call__(
-        self, token_ids_BL: Array, segment_ids_BL: Array, lengths_B: Array, *, deterministic: bool
+        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, *, deterministic: bool
     ) -> Array:
         """Gives float32 scores [B, L, T]; those at padding mean nothing."""
         hidden_BLD = self.encoder(
-            token_ids_BL, segment_ids_BL, lengths_B, deterministic=deterministic
+            token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
         )
         scores_BLT: Array = self.classifier(self.drop(hidden_BLD, deterministic=deterministic))
         return scores_BLT

@@ -73,7 +73,6 @@ class Embedding(LabelledFineTuning):
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         data = config.data
         member(Objective, data.objective, "data.objective")
-        member(Pooling, config.pooling, "pooling")
         self.needs_labels = data.objective == Objective.SIMILARITY
         if not self.needs_labels and config.accumulation_steps > 1:
             raise UserError(

@@ -78,16 +78,17 @@ class Pretraining(Task):
                     f"{part.corpus} was prepared for; prepare it with --max_length {longest}"
                 )
         _check_vocabulary(self.tokenizer, start)
-        chunks = config.model.get("vocabulary_chunks")  # runs from before have none
-        encoder = encoder_shape(config, start, self.tokenizer)
-        if chunks is None and config.mesh.fsdp != 1:
+        chosen = config.model.get("vocabulary_chunks")  # which recipes from before have not
+        encoder = dataclasses.replace(
+            encoder_shape(config, start, self.tokenizer), vocabulary_size=self.tokenizer.size
+        )
+        if chosen is None and config.mesh.fsdp != 1:
             # No larger part of the word table is gathered than of the layers.
-            config.model.vocabulary_chunks = encoder.layer_sized_chunks
             encoder = dataclasses.replace(encoder, vocabulary_chunks=encoder.layer_sized_chunks)
+            if "vocabulary_chunks" in config.model:
+                config.model.vocabulary_chunks = encoder.vocabulary_chunks
         self.description = ModelDescription(
-            dataclasses.replace(encoder, vocabulary_size=self.tokenizer.size),
-            Head.PRETRAINING,
-            pooler=self._objective is not Objective.NONE,
+            encoder, Head.PRETRAINING, pooler=self._objective is not Objective.NONE
         )
         self.model = self.description.model()
         if max(self._max_lengths) > self.description.config.max_positions:

@@ -18,7 +18,6 @@ from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
 from bert_jax.tasks.base import Batch
-from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.labelled_fine_tuning import LabelledFineTuning, token_sum
 from bert_jax.tasks.labelled_texts import (
     LabelledRows,
@@ -73,7 +72,7 @@ class Classification(LabelledFineTuning):
             self.encoder,
             Head.CLASSIFICATION,
             self.labels,
-            pooler=has_pooler(self.config),
+            pooler=_has_pooler(self.config),
             max_length=self.config.data.max_length,
         )
 
@@ -147,7 +146,7 @@ class MultiLabelClassification(LabelledFineTuning):
             self.encoder,
             Head.MULTI_LABEL,
             self.labels,
-            pooler=has_pooler(self.config),
+            pooler=_has_pooler(self.config),
             max_length=self.config.data.max_length,
         )
 
@@ -186,7 +185,7 @@ class Regression(LabelledFineTuning):
         return ModelDescription(
             self.encoder,
             Head.REGRESSION,
-            pooler=has_pooler(self.config),
+            pooler=_has_pooler(self.config),
             max_length=self.config.data.max_length,
         )
 
@@ -208,10 +207,9 @@ class Regression(LabelledFineTuning):
         return value_predictions(self.in_order_of_data(outputs)["scores"])
 
 
-def has_pooler(config: ml_collections.ConfigDict) -> bool:
+def _has_pooler(config: ml_collections.ConfigDict) -> bool:
     """Whether the classifier reads the first position through BERT's pooler, or else the mean."""
-    pooling = config.get("pooling", Pooling.CLS)  # runs from before have none
-    return member(Pooling, pooling, "pooling") is Pooling.CLS
+    return bool(config.get("pooling", Pooling.CLS) == Pooling.CLS)  # runs from before have none
 
 
 def class_predictions(logits_NT: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -84,6 +84,30 @@ def test_products_are_in_bfloat16_and_losses_in_float32() -> None:
     np.testing.assert_allclose(losses, whole(*case)[0], rtol=1e-5)
 
 
+def test_gradients_of_chunks_are_summed_in_float32() -> None:
+    *inputs, labels_BM = random_case(dtype=jnp.bfloat16)
+
+    def error(function: Any, *chunks: int) -> float:
+        def loss(hidden_BMD: Array) -> Array:
+            return function(hidden_BMD, *inputs[1:], labels_BM, *chunks)[0].sum()
+
+        exact = jax.grad(loss)(inputs[0].astype(jnp.float32))
+        rounded = jax.grad(loss)(inputs[0]).astype(jnp.float32)
+        return float(jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact))
+
+    assert error(chunked, 128) < 2 * error(whole)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 64])
+def test_losses_are_exact_for_large_logits(chunks: int) -> None:
+    bias_V = jnp.full(ROWS, -3e4).at[:2].set(jnp.array([3e4, 3e4 - 2.0]))
+    zeros = (jnp.zeros((1, 2, WIDTH)), jnp.zeros((ROWS, WIDTH)))
+    losses, correct = chunked(*zeros, bias_V, jnp.array([[1, 0]]), chunks)
+    expected = [[np.log1p(np.exp(-2.0)) + 2, np.log1p(np.exp(-2.0))]]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    np.testing.assert_array_equal(correct, [[False, True]])
+
+
 def test_padding_has_no_probability() -> None:
     hidden_BMD, table_VD, bias_V, labels_BM = random_case()
     expected, _ = chunked(hidden_BMD, table_VD, bias_V, labels_BM, 4)

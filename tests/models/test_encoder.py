@@ -149,7 +149,7 @@ def differentiate(
 
 
 @pytest.mark.parametrize(
-    ("remat", "unroll"), [("dots", 1), ("offload", 1), ("full", 1), ("full", 2)]
+    ("remat", "unroll"), [("dots", 1), ("offload", 1), ("offload", 2), ("full", 1), ("full", 2)]
 )
 def test_rematerialisation_changes_no_loss_and_no_gradient(
     remat: str, unroll: int, params: dict[str, Any], inputs: tuple[np.ndarray, ...]

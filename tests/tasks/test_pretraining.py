@@ -24,6 +24,43 @@ def make_task(corpus_directory):
     return make
 
 
+def test_the_vocabulary_is_decoded_in_chunks_under_fsdp(make_task, corpus_directory):
+    """1,024 rows of 64 numbers are larger than a layer, and half of them are not."""
+    for settings, chunks in (
+        ({}, 1),
+        ({"mesh__fsdp": 2}, 2),
+        ({"mesh__fsdp": -1}, 2),
+        ({"mesh__fsdp": 2, "model__vocabulary_chunks": 1}, 1),
+        ({"model__vocabulary_chunks": 8}, 8),
+    ):
+        task = make_task(**settings)
+        assert task.description.config.vocabulary_chunks == chunks
+        assert task.config.model.vocabulary_chunks == chunks
+    config = load_config(f"configs/pretrain.py:L1_H64,corpus={corpus_directory}")
+    config.mesh.fsdp, config.data.max_length = 2, 32
+    del config.model["vocabulary_chunks"]  # as in a recipe from before
+    assert load_task(config.lock()).description.config.vocabulary_chunks == 2
+
+
+def test_chunks_change_no_score_and_no_gradient(make_task, params):
+    batch = make_task().training_batch(0, slice(0, 8))
+
+    def differentiate(chunks):
+        task = make_task(model__vocabulary_chunks=chunks)
+        return jax.jit(jax.grad(lambda params: task.sums(params, batch, None)["mlm_loss"].total))
+
+    def scores(chunks):
+        sums = compiled_sums(make_task(model__vocabulary_chunks=chunks))(params, batch)
+        return {name: float(ratio.total) for name, ratio in sums.items()}
+
+    assert scores(4) == pytest.approx(scores(1), rel=1e-5)
+    jax.tree.map(
+        lambda ours, whole: np.testing.assert_allclose(ours, whole, rtol=1e-3, atol=1e-5),
+        differentiate(4)(params),
+        differentiate(1)(params),
+    )
+
+
 @pytest.fixture(scope="module")
 def params(make_task):
     return initialise(make_task())
