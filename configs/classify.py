@@ -24,9 +24,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.selection = "accuracy"  # or macro_f1, matthews_correlation, loss...
     # What each class counts in the loss: "balanced", or a tuple of numbers in the labels' order.
     config.class_weights = None
-    # What is read of a text: cls, its first position, through BERT's pooler; or mean, all of them,
-    # as encoders of sentences were trained.
-    config.pooling = "cls"
     config.data.update(
         {
             "text": "text",

@@ -19,9 +19,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config = load_config(str(Path(__file__).with_name("tables.py")))
     config.task = "regression"
     config.selection = "spearman"  # or pearson, mse
-    # What is read of a text: cls, its first position, through BERT's pooler; or mean, all of them,
-    # as encoders of sentences were trained.
-    config.pooling = "cls"
     config.data.update(
         {
             "text": "text",

@@ -10,6 +10,9 @@ from bert_jax.config_file import load_config, override_from_argument
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """The settings of every task on tables; the argument sets keys: ``KEY=VALUE,...``."""
     config = load_config(str(Path(__file__).with_name("fine_tune.py")))
+    # What is read of a text: cls, its first position, through BERT's pooler; or mean, all of them,
+    # as encoders of sentences were trained.
+    config.pooling = "cls"
     config.data.update(
         {
             "tfds": "",  # a TFDS data set; train, validation and test are then splits of it

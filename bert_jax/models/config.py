@@ -76,9 +76,9 @@ class BertConfig:
       remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
         Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights;
         "offload", the same, with these products kept in the host's memory; "full", everything from
-        the layer's input on; or "auto", which is "dots" in a loop, where writing
-        and reading the rest costs more than to compute it, and "none" where layers are unrolled and
-        the compiler chooses. Results are the same but for rounding.
+        the layer's input on; or "auto", which is "dots" in a loop, where writing and reading the
+        rest costs more than to compute it, and "none" where layers are unrolled and the compiler
+        chooses. Results are the same but for rounding.
       vocabulary_chunks: in how many parts the masked tokens' loss is computed. More than one keep
         less in memory, and under FSDP gather less of the word table at a time; the decoder costs a
         third more. Results are the same but for rounding.

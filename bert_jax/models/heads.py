@@ -142,7 +142,7 @@ class PretrainingModel(nn.Module):
           UserError: L is larger than the position table.
         """
         masked_BMD, pair_logits_B2 = self._encode(
-            token_ids_BL, segment_ids_BL, lengths, masked_positions_BM, deterministic
+            masked_positions_BM, token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
         )
         return self.mlm_head(masked_BMD, self.encoder.embeddings.word), pair_logits_B2
 
@@ -163,7 +163,7 @@ class PretrainingModel(nn.Module):
           token; and the next-sentence logits.
         """
         masked_BMD, pair_logits_B2 = self._encode(
-            token_ids_BL, segment_ids_BL, lengths, masked_positions_BM, deterministic
+            masked_positions_BM, token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
         )
         losses_BM, correct_BM = self.mlm_head.score(
             masked_BMD, self.encoder.embeddings.word, masked_labels_BM
@@ -171,24 +171,13 @@ class PretrainingModel(nn.Module):
         return losses_BM, correct_BM, pair_logits_B2
 
     def _encode(
-        self,
-        token_ids_BL: Array,
-        segment_ids_BL: Array,
-        lengths: Array,
-        masked_positions_BM: Array,
-        deterministic: bool,
+        self, masked_positions_BM: Array, *rows: Array, deterministic: bool
     ) -> tuple[Array, Array | None]:
         positions_BP = masked_positions_BM
         if self.next_sentence:
             # The pooler reads the first position.
             positions_BP = jnp.pad(positions_BP, ((0, 0), (1, 0)))
-        hidden_BPD = self.encoder(
-            token_ids_BL,
-            segment_ids_BL,
-            lengths,
-            deterministic=deterministic,
-            positions_BP=positions_BP,
-        )
+        hidden_BPD = self.encoder(*rows, deterministic=deterministic, positions_BP=positions_BP)
         masked_BMD = hidden_BPD[:, 1:] if self.next_sentence else hidden_BPD
         if not self.next_sentence:
             return masked_BMD, None
@@ -246,34 +235,25 @@ class SequenceClassifier(nn.Module):
         self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, *, deterministic: bool
     ) -> Array:
         """Gives float32 scores [B, T], or [B, Q, T] of rows of several sequences."""
-        read = self._pool if self.with_pooler else self._average
-        pooled = read(token_ids_BL, segment_ids_BL, lengths, deterministic)
-        scores: Array = self.classifier(self.dropout(pooled, deterministic=deterministic))
-        return scores
-
-    def _pool(
-        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, deterministic: bool
-    ) -> Array:
         packed = is_packed(lengths)
-        rows, length = token_ids_BL.shape
-        first_BQ = first_positions(lengths, length) if packed else jnp.zeros((rows, 1), jnp.int32)
-        hidden_BQD = self.encoder(
+        first_BQ = None
+        if self.with_pooler:
+            rows, length = token_ids_BL.shape
+            zeros_B1 = jnp.zeros((rows, 1), jnp.int32)
+            first_BQ = first_positions(lengths, length) if packed else zeros_B1
+        hidden_BPD = self.encoder(
             token_ids_BL,
             segment_ids_BL,
             lengths,
             deterministic=deterministic,
             positions_BP=first_BQ,
         )
-        pooled: Array = self.pooler(hidden_BQD if packed else hidden_BQD[:, 0])
-        return pooled
-
-    def _average(
-        self, token_ids_BL: Array, segment_ids_BL: Array, lengths: Array, deterministic: bool
-    ) -> Array:
-        hidden_BLD = self.encoder(
-            token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
-        )
-        return mean_pool(hidden_BLD, lengths)
+        if self.with_pooler:
+            read = self.pooler(hidden_BPD if packed else hidden_BPD[:, 0])
+        else:
+            read = mean_pool(hidden_BPD, lengths)
+        scores: Array = self.classifier(self.dropout(read, deterministic=deterministic))
+        return scores
 
 
 class TokenClassifier(nn.Module):

@@ -19,7 +19,7 @@ from bert_jax.data.tables import Table, texts_of
 from bert_jax.data.text_groups import TextGroups, group_texts
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.description import Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
 from bert_jax.tasks.base import Batch
 from bert_jax.tasks.fine_tuning import apply_model, one_text_a_row
@@ -60,7 +60,12 @@ class Choice(LabelledFineTuning):
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with one output."""
-        return ModelDescription(self.encoder, Head.CHOICE, max_length=self.config.data.max_length)
+        return ModelDescription(
+            self.encoder,
+            Head.CHOICE,
+            pooler=self.pooling is Pooling.CLS,
+            max_length=self.config.data.max_length,
+        )
 
     def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """The scores of each row's choices: float32 [B, C]."""

@@ -16,7 +16,7 @@ import numpy as np
 from bert_jax.data.tables import Table, texts_of
 from bert_jax.data.text_groups import TextGroups, group_texts
 from bert_jax.errors import UserError
-from bert_jax.models.description import Head, ModelDescription, Pooling
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.pooling import sentence_embeddings
 from bert_jax.models.ranking_loss import ranking_loss_sum
 from bert_jax.tasks.base import NEW, Batch, Start
@@ -136,7 +136,7 @@ class Embedding(LabelledFineTuning):
             self.encoder,
             Head.NONE,
             pooler=False,
-            pooling=Pooling(config.pooling),
+            pooling=self.pooling,
             normalize=config.normalize,
             max_length=config.data.max_length,
         )
@@ -145,8 +145,7 @@ class Embedding(LabelledFineTuning):
         """Embeddings of length 1 of each row's texts: float32 [B, K, D]."""
         flat = one_text_a_row(batch)
         hidden, _ = apply_model(self.model, params, flat, dropout_key)
-        pooling = self.description.pooling
-        embeddings = sentence_embeddings(hidden, flat["lengths"], pooling, normalize=True)
+        embeddings = sentence_embeddings(hidden, flat["lengths"], self.pooling, normalize=True)
         return embeddings.reshape(*batch["lengths"].shape, -1)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:

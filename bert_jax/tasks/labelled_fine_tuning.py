@@ -30,6 +30,7 @@ class LabelledFineTuning(FineTuning):
     Attributes:
       labels: names of the classes or labels.
       needs_labels: whether nothing can be learnt or scored without them.
+      pooling: what is read of a text.
     """
 
     losses: Mapping[str, float] = {"loss": 1.0}
@@ -37,8 +38,8 @@ class LabelledFineTuning(FineTuning):
     needs_labels = True
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
-        # Told before the data are read.
-        member(Pooling, config.get("pooling", Pooling.CLS), "pooling")
+        # Runs from before have none.
+        self.pooling = member(Pooling, config.get("pooling", Pooling.CLS), "pooling")
         described = start_description(start)
         if not start.trains and described is not None:
             self.labels = described.labels

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from bert_jax.data.tables import Table
@@ -72,7 +71,7 @@ class Classification(LabelledFineTuning):
             self.encoder,
             Head.CLASSIFICATION,
             self.labels,
-            pooler=_has_pooler(self.config),
+            pooler=self.pooling is Pooling.CLS,
             max_length=self.config.data.max_length,
         )
 
@@ -146,7 +145,7 @@ class MultiLabelClassification(LabelledFineTuning):
             self.encoder,
             Head.MULTI_LABEL,
             self.labels,
-            pooler=_has_pooler(self.config),
+            pooler=self.pooling is Pooling.CLS,
             max_length=self.config.data.max_length,
         )
 
@@ -185,7 +184,7 @@ class Regression(LabelledFineTuning):
         return ModelDescription(
             self.encoder,
             Head.REGRESSION,
-            pooler=_has_pooler(self.config),
+            pooler=self.pooling is Pooling.CLS,
             max_length=self.config.data.max_length,
         )
 
@@ -205,11 +204,6 @@ class Regression(LabelledFineTuning):
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's value."""
         return value_predictions(self.in_order_of_data(outputs)["scores"])
-
-
-def _has_pooler(config: ml_collections.ConfigDict) -> bool:
-    """Whether the classifier reads the first position through BERT's pooler, or else the mean."""
-    return bool(config.get("pooling", Pooling.CLS) == Pooling.CLS)  # runs from before have none
 
 
 def class_predictions(logits_NT: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

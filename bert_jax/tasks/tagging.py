@@ -95,9 +95,7 @@ class Tagging(FineTuning):
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Cross-entropy and accuracy, word by word; a tag that training never saw is left out."""
         logits_BLT = self.apply(params, batch, dropout_key)
-        weights_BL = batch["label_weights"]
-        if batch["example_weights"].ndim == 1:  # where several share a row, what is there counts
-            weights_BL = weights_BL * batch["example_weights"][:, None]
+        weights_BL = batch["label_weights"]  # an example that does not count has no label
         return {
             "loss": Ratio(*cross_entropy_sum(logits_BLT, batch["labels"], weights_BL)),
             "accuracy": Ratio(*correct_sum(logits_BLT, batch["labels"], weights_BL)),

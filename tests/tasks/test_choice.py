@@ -20,10 +20,13 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def task(write_rows, tiny_config):
+@pytest.fixture(params=["cls", "mean"])
+def task(request, write_rows, tiny_config):
     path = write_rows("rows.jsonl", ROWS)
-    return load_task(tiny_config("choose.py", {"train": path, "validation": path}))
+    data = {"train": path, "validation": path}
+    made = load_task(tiny_config("choose.py", data, pooling=request.param))
+    assert made.description.reads_mean == (request.param == "mean")
+    return made
 
 
 def test_every_choice_stands_in_its_context(task):
