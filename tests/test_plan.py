@@ -122,10 +122,11 @@ SLICES = {
     ("base", "v5p:2x2x2"): {"data": 2, "fsdp": 4},
     ("large", "v5e:16x16"): {"data": 16, "fsdp": 16},
 }
+TOPOLOGIES = ("v4:4x8x8", "v5e:16x16", "v5p:4x8x8", "v6e:16x16")
 MORE_SLICES = [
     {(size, topology): mesh}
     for size in ("base", "large")
-    for topology in ("v4:4x8x8", "v5e:16x16", "v5p:4x8x8", "v6e:16x16")
+    for topology in TOPOLOGIES
     for mesh in ({"data": 256, "fsdp": 1}, {"data": 16, "fsdp": 16})
 ]
 WIDTH = {"base": 768, "large": 1024}
@@ -160,6 +161,26 @@ def test_real_sizes_on_slices_of_tpus(slices):
         check_memory(planned, HBM_GIB[topology.partition(":")[0]] * GIB, mesh["fsdp"])
         check = check_data_parallel if mesh["fsdp"] == 1 else check_fsdp
         check(planned, planned["phases"][0], WIDTH[size])
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "topology, data, fsdp, flags",
+    [
+        # As thin as a chip's part of a parameter may be.
+        *((topology, 2, 128, "--batch_per_chip 8") for topology in TOPOLOGIES),
+        # The most embedded tokens: as many as fit.
+        ("v5e:16x16", 16, 16, "--batch_per_chip 224 --config.model.compute_dtype=bfloat16"),
+    ],
+)
+def test_no_collective_is_larger_than_a_layer(topology, data, fsdp, flags):
+    line = (
+        f"--config configs/pretrain.py:large --topology {topology} --vocabulary_size 30522 --json "
+        f"--no_search --quick {flags} --config.mesh.data={data} --config.mesh.fsdp={fsdp}\n"
+    )
+    (planned,) = plans_of([line])
+    check_fsdp(planned, planned["phases"][0], WIDTH["large"])
 
 
 @pytest.mark.slow

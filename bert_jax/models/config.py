@@ -217,16 +217,20 @@ class BertConfig:
         return -(-self.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
+    def layer_size(self) -> int:
+        """How many numbers the kernels of a layer have."""
+        return 4 * self.width**2 + 2 * self.width * self.feed_forward_width
+
+    @property
     def layer_sized_chunks(self) -> int:
         """The fewest chunks of the word table, a power of 2, that are no larger than a layer.
 
         At most 128, which always divide it.
         """
-        layer = 4 * self.width**2 + 2 * self.width * self.feed_forward_width
         chunks = 1
         while (
             chunks < VOCABULARY_MULTIPLE
-            and self.padded_vocabulary_size * self.width > chunks * layer
+            and self.padded_vocabulary_size * self.width > chunks * self.layer_size
         ):
             chunks *= 2
         return chunks

@@ -19,26 +19,17 @@ import operator
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.spmd import with_logical_constraint
 
 from bert_jax.errors import UserError
 from bert_jax.models.adaptation import Adapter, add_low_rank_update
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Dropout, LayerNorm, Projection, gelu, parameter
+from bert_jax.models.logical_axes import constrain_hidden
 from bert_jax.models.packing import is_packed, positions_within
+from bert_jax.models.word_lookup import look_up
 
 Array = jax.Array
-
-
-def constrain_hidden(hidden_BLD: Array) -> Array:
-    """Pins hidden states to the mesh axes of "batch" and "length"; the width stays whole.
-
-    Without it the partitioner may follow the weights' sharding instead of the batch's. It does
-    nothing when no logical axis rules are in force.
-    """
-    constrained_BLD: Array = with_logical_constraint(hidden_BLD, ("batch", "length", None))
-    return constrained_BLD
 
 
 class Embeddings(nn.Module):
@@ -80,11 +71,8 @@ class Embeddings(nn.Module):
                 f"{self.config.max_positions}; shorten the sequences or raise max_positions."
             )
         segment_one_hot_BLS = jax.nn.one_hot(segment_ids_BL, self.config.segments)
-        # Under FSDP each device looks up its columns of the table for the others' tokens too, and
-        # they exchange what they found; to gather the table would move many times as much.
-        token_ids_BL = with_logical_constraint(token_ids_BL, ("replica", "length"))
-        hidden_BLD = jnp.take(self.word, token_ids_BL, axis=0)
-        hidden_BLD = with_logical_constraint(hidden_BLD, ("replica", "length", "width"))
+        # No more is exchanged at a time than of a layer is gathered.
+        hidden_BLD = look_up(self.word, token_ids_BL, self.config.layer_size)
         # Products with one-hot rows: their gradients are products too, not scatters into few rows.
         if is_packed(lengths):
             position_one_hot_BLL = jax.nn.one_hot(positions_within(lengths, length), length)

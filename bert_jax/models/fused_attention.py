@@ -19,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 
 from bert_jax.errors import UserError
+from bert_jax.models.logical_axes import parts_of
 from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
@@ -123,9 +124,10 @@ def splash_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query_BLNK, key_BSNK, value_BSNK, lengths)
+    names = ("batch", "heads")
     batch, heads = (
-        axes if query_BLNK.shape[axis] % _devices(mesh, axes) == 0 else None
-        for axis, axes in zip((0, 2), logical_to_mesh_axes(("batch", "heads")) or (), strict=True)
+        axes if query_BLNK.shape[axis] % parts_of(name) == 0 else None
+        for axis, name, axes in zip((0, 2), names, logical_to_mesh_axes(names) or (), strict=True)
     )
     parts, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch)
     context_BLNK: Array = jax.shard_map(
@@ -199,9 +201,3 @@ def _pad_length(array_BLNK: Array) -> Array:
 def _block_size(length: int) -> int:
     """The largest block that divides a padded length."""
     return max(size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if length % size == 0)
-
-
-def _devices(mesh: jax.sharding.AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
-    """Into how many parts some axes of a mesh divide an array's axis."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)

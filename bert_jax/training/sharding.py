@@ -29,6 +29,10 @@ RULES: Mapping[str, str | None] = {
     "classes": None,
 }
 
+# TPUs hold matrices in tiles of so many rows. Of fewer, their compiler gathers and scatters several
+# parameters at once by all-reduces of all of them, on every chip.
+_TILE_ROWS = 8
+
 # Examples are spread over every device that holds a different part of the batch.
 BATCH_AXES = ("data", "fsdp")
 
@@ -144,8 +148,10 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
       The tree of unboxed leaves' shardings.
 
     Raises:
-      UserError: no rule covers a logical axis, or the mesh does not divide a parameter.
+      UserError: no rule covers a logical axis, or the mesh does not divide a parameter, or divides
+        the width among TPUs into less than a tile.
     """
+    is_tpu = mesh.devices.flat[0].platform == "tpu"
 
     def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.LogicallyPartitioned):
@@ -163,6 +169,13 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
                 raise UserError(
                     f"mesh.{axis}={mesh.shape[axis]} does not divide the {logical} axis "
                     f"({size}) of parameter {name}; choose a divisor of {size}"
+                )
+            if is_tpu and axis == "fsdp" and 1 < mesh.shape[axis] > size // _TILE_ROWS:
+                raise UserError(
+                    f"mesh.fsdp={mesh.shape[axis]} leaves {size // mesh.shape[axis]} of the "
+                    f"{logical} axis ({size}) of parameter {name} to a TPU, and below "
+                    f"{_TILE_ROWS} its compiler moves more than a layer at a time; choose at most "
+                    f"{size // _TILE_ROWS}, and mesh.data for the rest"
                 )
             axes.append(axis)
         return NamedSharding(mesh, PartitionSpec(*axes))

@@ -1,12 +1,16 @@
-"""How devices are arranged in a mesh: on several hosts, and on a torus of chips."""
+"""How devices are arranged in a mesh, on several hosts and on a torus of chips, and what fits."""
 
 import dataclasses
 import itertools
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.training.sharding import make_mesh
+from bert_jax.training.sharding import MESH_AXES, make_mesh, parameter_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +69,20 @@ def test_a_torus_whose_sides_a_mesh_does_not_divide():
     ]
     mesh = make_mesh({"data": 16, "fsdp": 16, "tensor": 1}, chips)
     assert {device.id for device in mesh.devices.flat} == set(range(256))
+
+
+@pytest.mark.parametrize(
+    "platform, fsdp, fits", [("tpu", 16, True), ("tpu", 32, False), ("gpu", 32, True)]
+)
+def test_fsdp_leaves_a_tile_to_each_tpu(platform, fsdp, fits):
+    devices = [Device(number, platform=platform) for number in range(fsdp)]
+    mesh = Mesh(np.reshape(devices, (1, fsdp, 1)), MESH_AXES)
+    kernel = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((128, 512), "float32"), ("width", None))
+    if fits:
+        sharding = parameter_shardings({"kernel": kernel}, mesh)["kernel"]
+        assert sharding.spec == PartitionSpec("fsdp", None)
+    else:
+        with pytest.raises(
+            UserError, match=r"mesh.fsdp=32 leaves 4 of the width axis \(128\) .* choose at most 16"
+        ):
+            parameter_shardings({"kernel": kernel}, mesh)
