@@ -118,16 +118,18 @@ def test_a_phase_each_and_the_time_at_an_mfu(capsys):
 # process, because a start costs as much as half a compilation.
 SLICES = {
     ("base", "v6e:16x16"): {"data": 256, "fsdp": 1},
-    ("base", "v4:2x2x1"): {"data": 1, "fsdp": 4},
-    ("base", "v5p:2x2x2"): {"data": 2, "fsdp": 4},
     ("large", "v5e:16x16"): {"data": 16, "fsdp": 16},
 }
 TOPOLOGIES = ("v4:4x8x8", "v5e:16x16", "v5p:4x8x8", "v6e:16x16")
 MORE_SLICES = [
-    {(size, topology): mesh}
-    for size in ("base", "large")
-    for topology in TOPOLOGIES
-    for mesh in ({"data": 256, "fsdp": 1}, {"data": 16, "fsdp": 16})
+    {("base", "v4:2x2x1"): {"data": 1, "fsdp": 4}},
+    {("base", "v5p:2x2x2"): {"data": 2, "fsdp": 4}},
+    *(
+        {(size, topology): mesh}
+        for size in ("base", "large")
+        for topology in TOPOLOGIES
+        for mesh in ({"data": 256, "fsdp": 1}, {"data": 16, "fsdp": 16})
+    ),
 ]
 WIDTH = {"base": 768, "large": 1024}
 HBM_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.25}
