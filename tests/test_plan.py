@@ -187,6 +187,20 @@ def test_no_collective_is_larger_than_a_layer(topology, data, fsdp, flags):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("generation", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_longest_sequences_compile_for_every_tpu(generation):
+    line = (
+        f"--config configs/pretrain.py:base --topology {generation} --vocabulary_size 30522 --json "
+        "--no_search --quick --batch_per_chip 32 --config.data.max_length=512 "
+        "--config.model.compute_dtype=bfloat16\n"
+    )
+    (planned,) = plans_of([line])
+    (phase,) = planned["phases"]
+    assert phase["fits"] and phase["collectives"].keys() == {"all-reduce"}
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rematerialisation_on_a_tpu():
     """`offload` keeps what `dots` keeps in the host's memory."""
     flags = "--topology v5e:1x1 --json --no_search --quick --batch_per_chip 64"

@@ -50,12 +50,8 @@ def test_dropout_keeps_the_type_and_drops_gradients_alike() -> None:
     assert outputs.dtype == jnp.bfloat16
     gradient = jax.grad(lambda x: dropout(x, 0.3, key).sum())(jnp.linspace(1, 2, 1000))
     assert jnp.array_equal(gradient == 0, outputs == 0)
+    assert jnp.array_equal(gradient, dropout(jnp.ones(1000), 0.3, key))
     assert 0 < (gradient == 0).sum() < 1000
-
-
-def test_dropout_drops_non_finite_values() -> None:
-    outputs = dropout(jnp.full(1000, jnp.inf), 0.5, jax.random.key(0))
-    assert not jnp.isnan(outputs).any()
 
 
 @pytest.mark.parametrize(("rate", "deterministic"), [(0.0, False), (0.5, True)])
