@@ -163,7 +163,7 @@ def dropout(inputs: Array, rate: float, key: Array) -> Array:
     """Zeroes a random share of the elements and scales the others up (Srivastava et al., 2014).
 
     Args:
-      inputs: any shape, floating point, finite.
+      inputs: any shape, floating point; in bfloat16 finite.
       rate: dropped share, in [0, 1), a Python number. It is rounded to a multiple of 2**-32, and
         kept elements are scaled by the inverse of the exact kept share, so the expectation of the
         output is the input.
@@ -178,16 +178,18 @@ def dropout(inputs: Array, rate: float, key: Array) -> Array:
     if kept == steps:
         return inputs
     keep = _hashed_positions(key, inputs.shape) < np.uint32(kept)
-    return _scale_where(keep, inputs, steps / kept)
+    if inputs.dtype == jnp.bfloat16:
+        return _scale_where(keep, inputs, steps / kept)
+    return jnp.where(keep, inputs * (steps / kept), 0).astype(inputs.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _scale_where(keep: Array, inputs: Array, scale: float) -> Array:
     """`inputs` times `scale` where `keep` is true, and zero elsewhere.
 
-    A product with numbers, because a selection from the softmax overflows the stack of the compiler
-    for TPU v6e: attention in bfloat16 at length 512, libtpu 0.0.42. The gradient is written out,
-    because JAX would keep those numbers for it, which have two or four times the bytes of `keep`.
+    A product with numbers, because a selection from a softmax in bfloat16 overflows the stack of
+    the compiler for TPU v6e (at length 512, libtpu 0.0.42). The gradient is written out, because
+    JAX would keep those numbers for it, which have twice the bytes of `keep`.
     """
     return inputs * jnp.where(keep, scale, 0.0).astype(inputs.dtype)
 

@@ -43,15 +43,21 @@ def test_dropout_depends_on_the_key_alone() -> None:
     assert not jnp.array_equal(first, second)
 
 
-def test_dropout_keeps_the_type_and_drops_gradients_alike() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dropout_keeps_the_type_and_drops_gradients_alike(dtype: str) -> None:
     key = jax.random.key(0)
-    inputs = jnp.linspace(1, 2, 1000, dtype=jnp.bfloat16)
+    inputs = jnp.linspace(1, 2, 1000, dtype=dtype)
     outputs = dropout(inputs, 0.3, key)
-    assert outputs.dtype == jnp.bfloat16
-    gradient = jax.grad(lambda x: dropout(x, 0.3, key).sum())(jnp.linspace(1, 2, 1000))
+    assert outputs.dtype == inputs.dtype
+    gradient = jax.grad(lambda x: dropout(x, 0.3, key).sum())(inputs)
     assert jnp.array_equal(gradient == 0, outputs == 0)
-    assert jnp.array_equal(gradient, dropout(jnp.ones(1000), 0.3, key))
+    assert jnp.array_equal(gradient, dropout(jnp.ones(1000, dtype), 0.3, key))
     assert 0 < (gradient == 0).sum() < 1000
+
+
+def test_dropout_drops_non_finite_values() -> None:
+    outputs = dropout(jnp.full(1000, jnp.inf), 0.5, jax.random.key(0))
+    assert not jnp.isnan(outputs).any()
 
 
 @pytest.mark.parametrize(("rate", "deterministic"), [(0.0, False), (0.5, True)])
