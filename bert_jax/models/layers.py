@@ -178,6 +178,7 @@ def dropout(inputs: Array, rate: float, key: Array) -> Array:
     if kept == steps:
         return inputs
     keep = _hashed_positions(key, inputs.shape) < np.uint32(kept)
+    # In float32 the selection compiles everywhere, and a CPU needs less memory for it.
     if inputs.dtype == jnp.bfloat16:
         return _scale_where(keep, inputs, steps / kept)
     return jnp.where(keep, inputs * (steps / kept), 0).astype(inputs.dtype)
