@@ -4,6 +4,7 @@ Shapes: B batch, M masked positions, D model width, V vocabulary (padded), C chu
 chunk.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -47,11 +48,35 @@ def decode(hidden_BMD: Array, decoder: Decoder, token_ids_V: Array) -> Array:
     """
     table_VD = decoder.table_VD.astype(hidden_BMD.dtype)
     logits_BMV = contract(hidden_BMD, table_VD.T, 1, jnp.dtype("float32"))
-    # The bias is added as an outer product with ones, so that its gradient is a product too; on
-    # the CPU the sum over rows that broadcasting would give takes ten times as long.
-    ones_BM1 = jnp.ones((*hidden_BMD.shape[:2], 1), jnp.float32)
-    logits_BMV += contract(ones_BM1, decoder.bias_V[None], 1)
+    logits_BMV += _repeat(decoder.bias_V, logits_BMV.shape[:-1], hidden_BMD.dtype)
     return jnp.where(token_ids_V < decoder.vocabulary_size, logits_BMV, PADDING_LOGIT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _repeat(bias_V: Array, rows: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """The bias for so many rows: [*rows, V].
+
+    Its gradient is a product with ones; on the CPU the sum over rows that broadcasting would give
+    takes ten times as long. And it is made of the logits' gradient in the compute type, which the
+    gradients of the weights and the hidden states are made of too: on a GPU those of BERT-base at
+    length 128 would otherwise be written twice.
+    """
+    return jnp.broadcast_to(bias_V, (*rows, *bias_V.shape))
+
+
+def _repeat_forward(bias_V: Array, rows: tuple[int, ...], dtype: jnp.dtype) -> tuple[Array, None]:
+    return _repeat(bias_V, rows, dtype), None
+
+
+def _repeat_backward(
+    rows: tuple[int, ...], dtype: jnp.dtype, _: None, gradient: Array
+) -> tuple[Array]:
+    gradient_RV = lax.optimization_barrier(gradient.astype(dtype)).reshape(math.prod(rows), -1)
+    ones_R = jnp.ones(len(gradient_RV), dtype)
+    return (jnp.dot(ones_R, gradient_RV, preferred_element_type=jnp.float32),)
+
+
+_repeat.defvjp(_repeat_forward, _repeat_backward)
 
 
 def score_in_chunks(
