@@ -64,7 +64,11 @@ def keep(
     if path.exists():
         content = json.loads(path.read_text())
     command = _command(sys.argv)
-    others = [result for result in content["results"] if result["command"] != command]
+    others = [
+        result
+        for result in content["results"]
+        if (result["command"], result["what"]) != (command, what)
+    ]
     result = {
         "what": what,
         "figure": figure,
@@ -72,7 +76,7 @@ def keep(
         "environment": environment() | dict(versions),
         "numbers": numbers,
     }
-    content["results"] = sorted([*others, result], key=lambda result: result["command"])
+    content["results"] = sorted([*others, result], key=lambda each: (each["command"], each["what"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -81,7 +85,9 @@ def _command(argv: Sequence[str]) -> str:
     """The command line to copy: without what it writes, and of other files the names only."""
     program, *rest = argv
     arguments: list[str] = []
-    for argument in itertools.chain.from_iterable(each.split("=", 1) for each in rest):
+    for argument in itertools.chain.from_iterable(
+        each.split("=", 1) if each.startswith("--") else [each] for each in rest
+    ):
         is_written = bool(arguments) and arguments[-1] in _WRITTEN
         if is_written:
             arguments.pop()

@@ -1,14 +1,18 @@
 """Times one pretraining step of BERT against PyTorch's in transformers, and a plain flax one.
 
     python benchmarks/train_step.py
-    python benchmarks/train_step.py --device gpu --size large --length 512 --batch_size 64
+    python benchmarks/train_step.py --device gpu base:512:64,attention=cudnn,attention_dropout=0
+
+A shape is SIZE:LENGTH:BATCH and any keys of the recipe's `model`, for ours; what is dropped is the
+same for all. The programs of several shapes are compiled at the same time, and measured one after
+the other.
 
 One step is forward, backward, clipping and AdamW update with dropout on; in float32 on the CPU, in
 bfloat16 (torch's autocast) on a GPU. Ours is the step that `bert_jax.train` runs, with its metrics;
 all get the same batches, which the pretraining task makes from the built-in corpus (prepared on
-first use).
+first use) or from --corpus.
 
-    bert_jax                  with the attention that --attention names
+    bert_jax                  as the shape says
     flax.linen, plain         BERT as one writes it with flax's own parts (`plain_flax.py`)
     transformers              BertForPreTraining, eagerly and through torch.compile, with SDPA
     transformers, masked only the same model, changed to decode only the masked positions
@@ -23,9 +27,10 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from cpu_threads import use_cpu
@@ -41,42 +46,65 @@ Batch = dict[str, np.ndarray]
 Turn = Callable[[Sequence[Batch]], None]
 
 
-def pretraining_task(arguments: argparse.Namespace) -> Any:
-    """The task of `configs/pretrain.py` on the built-in corpus."""
-    from bert_jax.config_file import load_config
+class Shape(NamedTuple):
+    """What is measured: a size of BERT, the length of its rows, how many, and the model's keys."""
+
+    size: str
+    length: int
+    batch_size: int
+    model: dict[str, str]
+
+
+def shape(text: str) -> Shape:
+    """Reads `SIZE:LENGTH:BATCH[,KEY=VALUE...]`."""
+    first, *settings = text.split(",")
+    size, length, batch_size = first.split(":")
+    return Shape(size, int(length), int(batch_size), dict(each.split("=") for each in settings))
+
+
+def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
+    """The task of `configs/pretrain.py` for a shape."""
+    from bert_jax.config_file import load_config, override_config
     from bert_jax.tasks.base import load_task
 
-    config = load_config(f"{PRETRAIN}:{arguments.size}")
-    config.batch_size = arguments.batch_size
-    config.data.max_length = arguments.length
+    config = load_config(f"{PRETRAIN}:{shape.size}")
+    config.batch_size = shape.batch_size
+    config.corpus = arguments.corpus
+    config.data.max_length = shape.length
     config.docs.vocabulary_size = VOCABULARY_SIZE
     config.model.compute_dtype = "float32" if arguments.device == "cpu" else "bfloat16"
-    config.model.attention = arguments.attention
-    config.model.attention_dropout = arguments.attention_dropout
-    config.model.remat = arguments.remat
-    if arguments.unroll:
-        config.model.unroll = arguments.unroll
+    for key, value in shape.model.items():
+        override_config(config, f"model.{key}", value)
     task = load_task(config)
-    # The text is too small to fill BERT's vocabulary; the model has all of it.
+    # A small text cannot fill BERT's vocabulary; the model has all of it.
     encoder = dataclasses.replace(task.description.config, vocabulary_size=VOCABULARY_SIZE)
     task.description = dataclasses.replace(task.description, config=encoder)
     task.model = task.description.model()
     return task
 
 
-def our_turn(task: Any) -> Turn:
+def compile_ours(task: Any) -> Any:
     """The step that `bert_jax.train` runs, on one device."""
     import jax
 
     from bert_jax.tasks.program import abstract_batch, make_program
-    from bert_jax.training.sharding import make_mesh, to_global
-    from bert_jax.training.state import initial_state
+    from bert_jax.training.sharding import make_mesh
 
     mesh, (phase,) = make_mesh(task.config.mesh, jax.devices()[:1]), task.phases
     program = make_program(task, mesh)
+    compiled = program.compile(abstract_batch(task, phase, phase.batch_size, mesh), mesh)
+    return program, compiled, mesh
+
+
+def our_turn(task: Any, program: Any, compiled: Any, mesh: Any) -> Turn:
+    """That step, with the metrics that a run has."""
+    import jax
+
+    from bert_jax.training.sharding import to_global
+    from bert_jax.training.state import initial_state
+
     settings = program.make_settings()
     state = initial_state(task.initialise, program.optimizer, program.state, jax.random.key(0))
-    compiled = program.compile(abstract_batch(task, phase, phase.batch_size, mesh), mesh)
 
     def turn(batches: Sequence[Batch]) -> None:
         nonlocal state
@@ -153,15 +181,12 @@ def plain_turn(task: Any) -> Turn:
     return turn
 
 
-def torch_turn(arguments: argparse.Namespace, compiled: bool, masked_only: bool) -> Turn:
+def torch_turn(on_gpu: bool, task: Any, compiled: bool, masked_only: bool) -> Turn:
     """transformers' BertForPreTraining with torch's fused AdamW."""
     import torch
     import transformers
 
-    from bert_jax.models import sized_config
-
-    shape = sized_config(arguments.size, VOCABULARY_SIZE)
-    on_gpu = arguments.device == "gpu"
+    shape, length = task.description.config, task.config.data.max_length
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -170,7 +195,8 @@ def torch_turn(arguments: argparse.Namespace, compiled: bool, masked_only: bool)
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.feed_forward_width,
-        attention_probs_dropout_prob=arguments.attention_dropout,
+        hidden_dropout_prob=shape.hidden_dropout,
+        attention_probs_dropout_prob=shape.attention_dropout,
         attn_implementation="sdpa",
     )
     model = transformers.BertForPreTraining(config).train().to(device)
@@ -217,7 +243,7 @@ def torch_turn(arguments: argparse.Namespace, compiled: bool, masked_only: bool)
             inputs = {
                 "input_ids": tensor(batch["token_ids"]),
                 "token_type_ids": tensor(batch["segment_ids"]),
-                "attention_mask": tensor(np.arange(arguments.length) < batch["lengths"][:, None]),
+                "attention_mask": tensor(np.arange(length) < batch["lengths"][:, None]),
             }
             labels = map(tensor, (*targets(batch), batch["next_sentence_label"]))
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
@@ -232,81 +258,55 @@ def torch_turn(arguments: argparse.Namespace, compiled: bool, masked_only: bool)
     return turn
 
 
-def make_turns(arguments: argparse.Namespace, task: Any) -> dict[str, Turn]:
-    """The contestants that were asked for."""
-    turns = {OURS: our_turn(task)}
-    if "flax" in arguments.peers:
-        turns[PLAIN] = plain_turn(task)
-    if "torch" in arguments.peers:
-        for masked_only, compiled in itertools.product((False, True), repeat=2):
+def peer_turns(arguments: argparse.Namespace, task: Any) -> dict[str, Turn]:
+    """The other contestants that were asked for."""
+    turns = {PLAIN: plain_turn(task)} if "flax" in arguments.peers else {}
+    for masked_only, compiled in itertools.product((False, True), repeat=2):
+        peer = ("masked-" if masked_only else "") + ("compiled" if compiled else "eager")
+        if peer in arguments.peers:
             changed = ", masked only" if masked_only else ""
             name = f"transformers{changed}, {'compiled' if compiled else 'eager'}"
-            turns[name] = torch_turn(arguments, compiled, masked_only)
+            turns[name] = torch_turn(arguments.device == "gpu", task, compiled, masked_only)
     return turns
 
 
-def main() -> None:
-    """Runs the contestants in turns, prints the table, keeps the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--size", default="mini", help="model size")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--attention", default="xla", help="ours: xla, cudnn, splash")
-    parser.add_argument("--attention_dropout", type=float, default=0.1)
-    parser.add_argument("--remat", default="auto", help="ours")
-    parser.add_argument("--unroll", type=int, default=0, help="ours; 0: the recipe's")
-    parser.add_argument("--peers", default="torch,flax", help="torch, flax, or none")
-    parser.add_argument("--threads", type=int, default=2, help="on the CPU")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
-    parser.add_argument("--updates", type=int, default=1, help="updates of a turn")
-    parser.add_argument("--profile", type=Path, help="a directory for xprof, of a turn of ours")
-    add_results_argument(parser)
-    arguments = parser.parse_args()
-
-    if arguments.device == "cpu":
-        use_cpu(arguments.threads)
-    versions = {}
-    if "torch" in arguments.peers:
-        import torch
-        import transformers
-
-        torch.set_num_threads(arguments.threads)
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    task = pretraining_task(arguments)
-    turns = make_turns(arguments, task)
-
-    import jax
-
-    from bert_jax.models import peak_flops
-
-    rows = slice(0, arguments.batch_size)
-    made = (task.training_batch(number, rows) for number in itertools.count())
-    warm_up = list(itertools.islice(made, 2))
-    for turn in turns.values():
-        turn(warm_up)
+def measure(
+    turns: Mapping[str, Turn], task: Any, rounds: int, updates: int
+) -> tuple[dict[str, list[float]], float, Sequence[Batch]]:
+    """The seconds of a step, by contestant and round; the real tokens of one; the last batches."""
+    rows = slice(0, task.config.batch_size)
+    made = (task.training_batch(number, rows) for number in itertools.count(2))
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     tokens = []
-    for _ in range(arguments.rounds):
-        batches = list(itertools.islice(made, arguments.updates))
+    for _ in range(rounds):
+        batches = list(itertools.islice(made, updates))
         tokens.append(sum(int(batch["lengths"].sum()) for batch in batches) / len(batches))
         for name, turn in turns.items():
             start = time.perf_counter()
             turn(batches)
             seconds[name].append((time.perf_counter() - start) / len(batches))
+    return seconds, statistics.fmean(tokens), batches
 
-    if arguments.profile:
-        with jax.profiler.trace(arguments.profile):
-            turns[OURS](batches)
 
+def tell(task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float) -> tuple[str, str]:
+    """Prints the table of a shape; gives what was measured, and what it came to, in words."""
+    import jax
+
+    from bert_jax.models import peak_flops
+
+    config, model = task.config, task.description.config
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    tokens_a_step = statistics.fmean(tokens)
     peak = peak_flops(jax.devices()[0].device_kind)
-    needed = task.flops_per_token(arguments.length) * tokens_a_step
-    dropped = f"attention dropout {arguments.attention_dropout:g}"
+    needed = task.flops_per_token(config.data.max_length) * tokens_a_step
+    kernels = [
+        f"{name.replace('_', ' ')} by {getattr(model, name)}"
+        for name in ("attention", "residual_norm")
+        if getattr(model, name) != "xla"
+    ]
     what = (
-        f"training step of BERT-{arguments.size}, length {arguments.length}, batch "
-        f"{arguments.batch_size}, {task.config.model.compute_dtype}, {dropped}"
+        f"training step of BERT of {model.layers} layers, width {model.width}, length "
+        f"{config.data.max_length}, batch {config.batch_size}, {model.compute_dtype}, attention "
+        f"dropout {model.attention_dropout:g}"
     )
     print(f"{what}, vocabulary {VOCABULARY_SIZE}, {tokens_a_step:,.0f} real tokens a step")
     print(f"{'':38} {'median ms':>10} {'fastest ms':>11} {'tokens/s':>10} {'MFU':>6} {'times':>6}")
@@ -318,6 +318,7 @@ def main() -> None:
         )
     own = medians[OURS]
     told = [f"{1e3 * own:,.0f} ms" + (f", **{needed / own / peak:.1%} MFU**" if peak else "")]
+    told += [", ".join(kernels)] if kernels else []
     for name in ("transformers", "transformers, masked only", PLAIN):
         times = {each: time for each, time in medians.items() if each.startswith(name)}
         times = {each: t for each, t in times.items() if "masked" in name or "masked" not in each}
@@ -325,8 +326,68 @@ def main() -> None:
             fastest = min(times, key=lambda each: times[each])
             ratio = times[fastest] / own
             told.append(f"{fastest}: {1e3 * times[fastest]:,.0f} ms, **{ratio:.2f} times** as long")
-    numbers = {"seconds": seconds, "median_seconds": medians, "tokens_a_step": tokens_a_step}
-    keep(arguments.results, what, "; ".join(told), numbers, versions)
+    return what, "; ".join(told)
+
+
+def main() -> None:
+    """Runs the contestants in turns, shape by shape, prints the tables, keeps the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shapes", type=shape, nargs="*", metavar="SIZE:LENGTH:BATCH[,KEY=VALUE]")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--corpus", default="docs", help="a prepared corpus")
+    parser.add_argument(
+        "--peers",
+        default="flax,eager,compiled,masked-eager,masked-compiled",
+        help="flax, and transformers eager, compiled, masked-eager, masked-compiled; or none",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
+    parser.add_argument("--updates", type=int, default=1, help="updates of a turn")
+    parser.add_argument("--profile", type=Path, help="a directory for xprof, of turns of ours")
+    add_results_argument(parser)
+    arguments = parser.parse_args()
+    arguments.shapes = arguments.shapes or [shape("mini:128:32")]
+    arguments.peers = arguments.peers.split(",")
+
+    if arguments.device == "cpu":
+        use_cpu(arguments.threads)
+    versions = {}
+    if set(arguments.peers) - {"flax", "none"}:
+        import torch
+        import transformers
+
+        torch.set_num_threads(arguments.threads)
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+
+    import jax
+
+    tasks = [pretraining_task(arguments, each) for each in arguments.shapes]
+    with futures.ThreadPoolExecutor(len(tasks)) as pool:
+        compiling = [pool.submit(compile_ours, task) for task in tasks]
+        for task, ours in zip(tasks, compiling, strict=True):
+            warm_up = [
+                task.training_batch(number, slice(0, task.config.batch_size)) for number in range(2)
+            ]
+            turns = peer_turns(arguments, task)
+            for peer in turns.values():
+                peer(warm_up)
+            futures.wait(compiling)  # compilers measure too, on a GPU
+            turns = {OURS: our_turn(task, *ours.result()), **turns}
+            turns[OURS](warm_up)
+            seconds, tokens, batches = measure(turns, task, arguments.rounds, arguments.updates)
+            what, figure = tell(task, seconds, tokens)
+            if arguments.profile:
+                with jax.profiler.trace(arguments.profile):
+                    turns[OURS](batches)
+            medians = {name: statistics.median(times) for name, times in seconds.items()}
+            numbers = {"seconds": seconds, "median_seconds": medians, "tokens_a_step": tokens}
+            keep(arguments.results, what, figure, numbers, versions)
+            # And with them the memory of their parameters.
+            turns.clear()
+            peer = None
+            if versions and arguments.device == "gpu":
+                torch.compiler.reset()
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
