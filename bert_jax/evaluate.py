@@ -21,6 +21,7 @@ import ml_collections
 from bert_jax.command_line import ArgumentParser, run
 from bert_jax.errors import UserError
 from bert_jax.formats.predictions import SUFFIXES, check_name, write_predictions
+from bert_jax.models.config import KERNEL_FIELDS
 from bert_jax.tasks.base import Start, Task, load_task, validation_batches
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.evaluation import Evaluation, evaluate
@@ -152,8 +153,9 @@ def evaluate_checkpoint(
         elif examples is not None:
             raise UserError(f"a run of {config.task!r} is scored whole; leave --examples out")
         _choose_data(config, split, data)
-        if "attention" in config.get("model", {}):
-            config.model.attention = "xla"  # any device will do, whatever the run was made for
+        for field in KERNEL_FIELDS:
+            if field in config.get("model", {}):
+                config.model[field] = "xla"  # any device will do, whatever the run was made for
         task = load_task(config, Start(record.assets, record.identity, trains=False))
         if task.identity() != record.identity:
             raise UserError(

@@ -48,7 +48,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "attention_dropout": None,
             "compute_dtype": None,
             "unroll": None,
-            "attention": "xla",  # or splash (TPU), or cudnn (GPU): kernels, without dropout
+            # Kernels: splash (TPU) or cudnn (GPU), which cannot drop, or triton (GPU), which can.
+            "attention": "xla",
+            "residual_norm": "xla",  # or triton (GPU): a block's dropout, sum and LayerNorm in one
             "remat": "auto",  # or none, dots, offload, full: the last computes most, to keep least
             # LoRA and adapters leave the encoder as it is: lora_rank=8, or adapter_width=64.
             "lora_rank": None,

@@ -52,7 +52,9 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "hidden_dropout": 0.1,
             "attention_dropout": 0.1,
             "compute_dtype": "float32",
-            "attention": "xla",  # or splash (TPU), or cudnn (GPU): kernels, without dropout
+            # Kernels: splash (TPU) or cudnn (GPU), which cannot drop, or triton (GPU), which can.
+            "attention": "xla",
+            "residual_norm": "xla",  # or triton (GPU): a block's dropout, sum and LayerNorm in one
             "remat": "auto",  # or none, dots, offload, full: the last computes most, to keep least
             # The decoder in so many parts: less memory, a third more of its time. None: 1, or under
             # mesh.fsdp as many as make each no larger than a layer.

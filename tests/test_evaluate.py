@@ -36,9 +36,10 @@ def run(tmp_path_factory):
     config = load_config("configs/classify.py")
     for key, value in {
         "size": "L2_H64",
-        # It was trained on a TPU; any device will do here.
-        "model.attention": "splash",
-        "model.attention_dropout": 0.0,
+        # It was trained on a GPU; any device will do here.
+        "model.attention": "triton",
+        "model.residual_norm": "triton",
+        "model.compute_dtype": "bfloat16",
         "vocabulary": directory / "vocab.txt",
         "data.train": directory / "train.jsonl",
         "data.validation": directory / "validation.jsonl",

@@ -15,8 +15,9 @@ from flax import linen as nn
 from bert_jax.models.adaptation import add_low_rank_update
 from bert_jax.models.config import BertConfig
 from bert_jax.models.fused_attention import cudnn_attention, splash_attention
-from bert_jax.models.layers import Projection, dropout
+from bert_jax.models.layers import Projection, Update, dropout
 from bert_jax.models.packing import is_packed, sequence_numbers
+from bert_jax.models.triton_attention import stacked_triton_attention, triton_attention
 
 Array = jax.Array
 
@@ -75,6 +76,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "xla": dot_product_attention,
     "splash": splash_attention,
     "cudnn": cudnn_attention,
+    "triton": stacked_triton_attention,
 }
 
 
@@ -96,8 +98,8 @@ class SelfAttention(nn.Module):
         query_positions_BL: Array | None = None,
         *,
         deterministic: bool,
-    ) -> Array:
-        """Gives the attention block's output [B, L, D] at the queries.
+    ) -> Update:
+        """Gives the attention block's output at the queries.
 
         Args:
           queries_BLD: the hidden states of the positions that attend.
@@ -115,40 +117,55 @@ class SelfAttention(nn.Module):
             dtype=dtype,
             name="query_key_value",
         )
-        query_BLNK, key_BSNK, value_BSNK = (
-            add_low_rank_update(
-                config,
-                target,
-                inputs,
-                projection.part(number, inputs),
-                axes=("width", "heads", "head_width"),
-            )
-            for number, (target, inputs) in enumerate(
-                (("query", queries_BLD), ("key", hidden_BSD), ("value", hidden_BSD))
-            )
-        )
         drop = config.attention_dropout > 0.0 and not deterministic
-        attend = IMPLEMENTATIONS[config.attention]
-        if query_positions_BL is not None:
-            # Of few queries the scores are few, and a kernel would pad them to its blocks.
-            attend = partial(dot_product_attention, query_positions_BL=query_positions_BL)
-        context_BLNK = attend(
-            query_BLNK,
-            key_BSNK,
-            value_BSNK,
-            lengths,
-            dropout_rate=config.attention_dropout,
-            dropout_key=self.make_rng("dropout") if drop else None,
-        )
+        dropout_key = self.make_rng("dropout") if drop else None
+        rate = config.attention_dropout
+        whole = query_positions_BL is None and not config.is_adapted
+        if config.attention == "triton" and whole:
+            context_BLNK = triton_attention(
+                projection.without_bias(hidden_BSD),
+                projection.bias,
+                lengths,
+                dropout_rate=rate,
+                dropout_key=dropout_key,
+            )
+        else:
+            query_BLNK, key_BSNK, value_BSNK = (
+                add_low_rank_update(
+                    config,
+                    target,
+                    inputs,
+                    projection.part(number, inputs),
+                    axes=("width", "heads", "head_width"),
+                )
+                for number, (target, inputs) in enumerate(
+                    (("query", queries_BLD), ("key", hidden_BSD), ("value", hidden_BSD))
+                )
+            )
+            attend = IMPLEMENTATIONS[config.attention]
+            if query_positions_BL is not None:
+                # Of few queries the scores are few, and a kernel would pad them to its blocks.
+                attend = partial(dot_product_attention, query_positions_BL=query_positions_BL)
+            context_BLNK = attend(
+                query_BLNK,
+                key_BSNK,
+                value_BSNK,
+                lengths,
+                dropout_rate=rate,
+                dropout_key=dropout_key,
+            )
         axes = ("heads", "head_width", "width")
-        output_BLD = Projection(
+        output = Projection(
             shape=(config.heads, config.head_width, config.width),
             axes=axes,
             stddev=config.initializer_stddev,
             dtype=dtype,
             contracted=2,
             name="output",
-        )(context_BLNK)
-        return add_low_rank_update(
-            config, "attention_output", context_BLNK, output_BLD, axes, contracted=2
         )
+        if config.norm_adds_bias:
+            return Update(output.without_bias(context_BLNK), output.bias)
+        output_BLD = add_low_rank_update(
+            config, "attention_output", context_BLNK, output(context_BLNK), axes, contracted=2
+        )
+        return Update(output_BLD)

@@ -43,10 +43,19 @@ REMATERIALISATIONS = ("auto", "none", "dots", "offload", "full")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 # Implementations of attention: what runs anywhere, and kernels for TPUs and for NVIDIA GPUs.
-ATTENTIONS = ("xla", "splash", "cudnn")
+ATTENTIONS = ("xla", "splash", "cudnn", "triton")
+
+# Those of what ends a block: dropout, residual sum and LayerNorm.
+RESIDUAL_NORMS = ("xla", "triton")
+
+# Where a kernel runs; XLA's programs run anywhere.
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
+
+# Fields that name one.
+KERNEL_FIELDS = ("attention", "residual_norm")
 
 # Fields that say how a run computes, and nothing of the model: they stay out of its description.
-RUN_FIELDS = ("attention", "remat", "vocabulary_chunks")
+RUN_FIELDS = (*KERNEL_FIELDS, "remat", "vocabulary_chunks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +79,13 @@ class BertConfig:
       unroll: layers that one iteration of the compiled loop runs. It changes speed and compile
         time, never the parameters' layout. As many as there are layers also let the last compute
         only what is read; results are the same but for rounding, and for the dropout that is drawn.
-      attention: what computes it: "xla", anywhere; "splash", a kernel for TPUs; or "cudnn", one for
-        NVIDIA GPUs, in bfloat16. The kernels never write the scores to memory, and cannot drop
-        any, so that `attention_dropout` must be 0. Results are the same but for rounding.
+      attention: what computes it: "xla", anywhere; "splash", a kernel for TPUs; or "cudnn" and
+        "triton", kernels for NVIDIA GPUs, in bfloat16. The kernels never write the scores to
+        memory. "splash" and "cudnn" cannot drop any, so that `attention_dropout` must be 0. Results
+        are the same but for rounding.
+      residual_norm: what computes dropout, residual sum and LayerNorm at the end of a block: "xla",
+        anywhere, or "triton", one kernel for NVIDIA GPUs. With LoRA or adapters it is always "xla".
+        Results are the same but for rounding.
       remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
         Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights;
         "offload", the same, with these products kept in the host's memory; "full", everything from
@@ -109,6 +122,7 @@ class BertConfig:
     compute_dtype: str = "float32"
     unroll: int = 1
     attention: str = "xla"
+    residual_norm: str = "xla"
     remat: str = "auto"
     vocabulary_chunks: int = 1
     lora_rank: int = 0
@@ -160,20 +174,31 @@ class BertConfig:
         self._check_adaptation()
 
     def _check_attention(self) -> None:
+        if self.residual_norm not in RESIDUAL_NORMS:
+            raise UserError(
+                f"residual_norm is {self.residual_norm!r}; choose one of "
+                f"{', '.join(RESIDUAL_NORMS)}."
+            )
         if self.attention not in ATTENTIONS:
             raise UserError(
                 f"attention is {self.attention!r}; choose one of {', '.join(ATTENTIONS)}."
             )
-        if self.attention != "xla" and self.attention_dropout:
+        if self.attention in ("splash", "cudnn") and self.attention_dropout:
             raise UserError(
                 f"attention is {self.attention!r}, which cannot drop probabilities, and "
                 f"attention_dropout is {self.attention_dropout}; set it to 0, or attention to "
+                "'xla', or on a GPU to 'triton'."
+            )
+        if self.attention in ("cudnn", "triton") and self.compute_dtype != "bfloat16":
+            raise UserError(
+                f"attention is {self.attention!r}, which computes in bfloat16 only, and "
+                f"compute_dtype is {self.compute_dtype!r}; set it to 'bfloat16', or attention to "
                 "'xla'."
             )
-        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+        if self.attention == "triton" and self.head_width not in (16, 32, 64, 128):
             raise UserError(
-                f"attention is 'cudnn', which computes in bfloat16 only, and compute_dtype is "
-                f"{self.compute_dtype!r}; set it to 'bfloat16', or attention to 'xla'."
+                f"attention is 'triton', which takes heads of 16, 32, 64 or 128, and they are "
+                f"{self.head_width} wide; set attention to 'xla'."
             )
         if self.attention == "cudnn" and (self.head_width % 8 or self.head_width > 128):
             raise UserError(
@@ -207,6 +232,11 @@ class BertConfig:
         return self.lora_rank > 0 or self.adapter_width > 0
 
     @property
+    def norm_adds_bias(self) -> bool:
+        """Whether blocks leave their last bias to the kernel that normalises what they give."""
+        return self.residual_norm == "triton" and not self.is_adapted
+
+    @property
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
@@ -234,6 +264,25 @@ class BertConfig:
         ):
             chunks *= 2
         return chunks
+
+
+def check_platform(field: str, kernel: str, platform: str) -> None:
+    """Refuses a kernel that cannot run on a platform.
+
+    Args:
+      field: of `KERNEL_FIELDS`, which names the kernel.
+      kernel: its name.
+      platform: of the devices, as JAX calls it.
+
+    Raises:
+      UserError: it runs elsewhere only.
+    """
+    needed = PLATFORMS.get(kernel, platform)
+    if needed != platform:
+        raise UserError(
+            f"model.{field}={kernel} runs on a {needed.upper()}, and the devices of this run are "
+            f"of the platform {platform!r}; set --config.model.{field}=xla"
+        )
 
 
 def size_shape(size: str) -> dict[str, int]:

@@ -14,6 +14,8 @@ the heads read, if they say which. Tree of `Encoder`:
 What LoRA and adapters add to it is in `adaptation.py`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,9 +25,18 @@ from bert_jax.errors import UserError
 from bert_jax.models.adaptation import Adapter, add_low_rank_update
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, gelu, parameter
+from bert_jax.models.layers import (
+    Dropout,
+    LayerNorm,
+    Projection,
+    Update,
+    contract,
+    gelu,
+    parameter,
+)
 from bert_jax.models.logical_axes import constrain_hidden
 from bert_jax.models.packing import is_packed, positions_within
+from bert_jax.models.triton_norm import residual_norm
 from bert_jax.models.word_lookup import look_up
 
 Array = jax.Array
@@ -96,8 +107,8 @@ class FeedForward(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, hidden_BLD: Array) -> Array:
-        """Maps [B, L, D] to [B, L, D]."""
+    def __call__(self, hidden_BLD: Array) -> Update:
+        """Maps [B, L, D] to what is added to it."""
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         inner_axes, output_axes = ("width", "feed_forward"), ("feed_forward", "width")
@@ -111,16 +122,19 @@ class FeedForward(nn.Module):
         inner_BLF = gelu(
             add_low_rank_update(config, "feed_forward_inner", hidden_BLD, inner_BLF, inner_axes)
         )
-        output_BLD = Projection(
+        output = Projection(
             shape=(config.feed_forward_width, config.width),
             axes=output_axes,
             stddev=config.initializer_stddev,
             dtype=dtype,
             name="output",
-        )(inner_BLF)
-        return add_low_rank_update(
-            config, "feed_forward_output", inner_BLF, output_BLD, output_axes
         )
+        if config.norm_adds_bias:
+            return Update(output.without_bias(inner_BLF), output.bias)
+        output_BLD = add_low_rank_update(
+            config, "feed_forward_output", inner_BLF, output(inner_BLF), output_axes
+        )
+        return Update(output_BLD)
 
 
 class EncoderLayer(nn.Module):
@@ -155,20 +169,30 @@ class EncoderLayer(nn.Module):
         all_BLD = hidden_BLD
         if positions_BP is not None:
             hidden_BLD = _take(hidden_BLD, positions_BP)
-        update_BLD = self.attention(
+        update = self.attention(
             hidden_BLD, all_BLD, lengths, positions_BP, deterministic=deterministic
         )
-        update_BLD = self.dropout(update_BLD, deterministic=deterministic)
-        if self.config.adapter_width:
-            update_BLD = self.attention_adapter(update_BLD)
-        hidden_BLD = self.attention_norm(constrain_hidden(hidden_BLD + update_BLD))
-
-        update_BLD = self.feed_forward(hidden_BLD)
-        update_BLD = self.dropout(update_BLD, deterministic=deterministic)
-        if self.config.adapter_width:
-            update_BLD = self.feed_forward_adapter(update_BLD)
-        hidden_BLD = self.feed_forward_norm(constrain_hidden(hidden_BLD + update_BLD))
+        hidden_BLD = self._add(hidden_BLD, update, "attention", deterministic)
+        update = self.feed_forward(hidden_BLD)
+        hidden_BLD = self._add(hidden_BLD, update, "feed_forward", deterministic)
         return hidden_BLD, hidden_BLD if all_hidden_states else None
+
+    def _add(self, hidden_BLD: Array, update: Update, block: str, deterministic: bool) -> Array:
+        """norm(hidden + dropout(update)) for a block, with its adapter if it has one."""
+        norm: LayerNorm = getattr(self, f"{block}_norm")
+        if update.bias_D is not None:
+            normalise = partial(
+                residual_norm,
+                update_BLD=update.hidden_BLD,
+                update_bias_D=update.bias_D,
+                dropout_rate=self.config.hidden_dropout,
+                dropout_key=self.dropout.key(deterministic=deterministic),
+            )
+            return norm(hidden_BLD, normalise)
+        update_BLD = self.dropout(update.hidden_BLD, deterministic=deterministic)
+        if self.config.adapter_width:
+            update_BLD = getattr(self, f"{block}_adapter")(update_BLD)
+        return norm(constrain_hidden(hidden_BLD + update_BLD))
 
 
 def _layer_type(config: BertConfig) -> type[nn.Module]:

@@ -1,7 +1,7 @@
-"""Attention in one kernel, which never writes its scores to memory: for TPUs, and for NVIDIA GPUs.
+"""Attention in one kernel of others, which never writes its scores to memory: splash, and cuDNN's.
 
 Both give what `attention.dot_product_attention` gives, at every query. Neither can drop attention
-probabilities.
+probabilities, which our own can (`triton_attention.py`).
 
 Shapes: B batch, L length (of queries), S length (of keys and values), Q sequences of a row, N
 heads, K head width. `lengths` are [B], or [B, Q] for rows of several sequences.
@@ -24,30 +24,9 @@ from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
 
-# Where an implementation runs; those that are not named run anywhere.
-PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
-
 # The kernel works on blocks of a multiple of a TPU's lanes. BERT's lengths are one block each.
 _LANES = 128
 _LARGEST_BLOCK = 512
-
-
-def check_platform(implementation: str, platform: str) -> None:
-    """Refuses an implementation of attention that cannot run on a platform.
-
-    Args:
-      implementation: a name in `config.ATTENTIONS`.
-      platform: of the devices, as JAX calls it.
-
-    Raises:
-      UserError: it runs elsewhere only.
-    """
-    needed = PLATFORMS.get(implementation, platform)
-    if needed != platform:
-        raise UserError(
-            f"model.attention={implementation} runs on a {needed.upper()}, and the devices of this "
-            f"run are of the platform {platform!r}; set --config.model.attention=xla"
-        )
 
 
 def splash_attention(

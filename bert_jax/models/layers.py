@@ -7,8 +7,9 @@ training code maps to mesh axes.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from flax import linen as nn
 from jax import lax
 
 Array = jax.Array
+
+STEPS = 2**32  # into which `dropout` divides chance
 
 
 def parameter(
@@ -61,14 +64,32 @@ class Projection(nn.Module):
         """Maps [..., *shape[:contracted]] to [..., *shape[contracted:]] in `dtype`."""
         return self._project(inputs, self.kernel, self.bias)
 
+    def without_bias(self, inputs: Array) -> Array:
+        """The same but for the bias, which is `bias`, in float32."""
+        return self._product(inputs, self.kernel)
+
     def part(self, number: int, inputs: Array) -> Array:
         """The same for one entry of the first kernel axis that is not contracted."""
         kernel = lax.index_in_dim(self.kernel, number, self.contracted, keepdims=False)
         return self._project(inputs, kernel, self.bias[number])
 
     def _project(self, inputs: Array, kernel: Array, bias: Array) -> Array:
-        inputs, kernel = inputs.astype(self.dtype), kernel.astype(self.dtype)
-        return contract(inputs, kernel, self.contracted) + bias.astype(self.dtype)
+        return self._product(inputs, kernel) + bias.astype(self.dtype)
+
+    def _product(self, inputs: Array, kernel: Array) -> Array:
+        return contract(inputs.astype(self.dtype), kernel.astype(self.dtype), self.contracted)
+
+
+class Update(NamedTuple):
+    """What a block adds to the hidden states.
+
+    Attributes:
+      hidden_BLD: in the compute type.
+      bias_D: float32, what is still to be added to them; None if it was.
+    """
+
+    hidden_BLD: Array
+    bias_D: Array | None = None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -135,18 +156,30 @@ class LayerNorm(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, inputs_BLD: Array) -> Array:
-        """Maps [..., D] to [..., D] in `dtype`."""
+    def __call__(self, inputs_BLD: Array, normalise: Callable[..., Array] | None = None) -> Array:
+        """Maps [..., D] to [..., D] in `dtype`.
+
+        Args:
+          inputs_BLD: what is normalised.
+          normalise: what does it, called with the inputs, scale, bias and epsilon; by default
+            `layer_norm`.
+        """
         width = inputs_BLD.shape[-1:]
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         scale_D = parameter(self, "scale", ones, width, ("width",))
         bias_D = parameter(self, "bias", zeros, width, ("width",))
-        inputs_BLD = inputs_BLD.astype(jnp.float32)
-        # Two passes: E[x^2] - E[x]^2 loses digits when the mean is large against the deviation.
-        centred_BLD = inputs_BLD - jnp.mean(inputs_BLD, axis=-1, keepdims=True)
-        variance_BL1 = jnp.mean(jnp.square(centred_BLD), axis=-1, keepdims=True)
-        normed_BLD = centred_BLD * lax.rsqrt(variance_BL1 + self.epsilon)
-        return (normed_BLD * scale_D + bias_D).astype(self.dtype)
+        normed_BLD = (normalise or layer_norm)(inputs_BLD, scale_D, bias_D, self.epsilon)
+        return normed_BLD.astype(self.dtype)
+
+
+def layer_norm(inputs_BLD: Array, scale_D: Array, bias_D: Array, epsilon: float) -> Array:
+    """LayerNorm's formula: float32 [..., D]."""
+    inputs_BLD = inputs_BLD.astype(jnp.float32)
+    # Two passes: E[x^2] - E[x]^2 loses digits when the mean is large against the deviation.
+    centred_BLD = inputs_BLD - jnp.mean(inputs_BLD, axis=-1, keepdims=True)
+    variance_BL1 = jnp.mean(jnp.square(centred_BLD), axis=-1, keepdims=True)
+    normed_BLD = centred_BLD * lax.rsqrt(variance_BL1 + epsilon)
+    return normed_BLD * scale_D + bias_D
 
 
 def gelu(inputs: Array) -> Array:
@@ -173,15 +206,35 @@ def dropout(inputs: Array, rate: float, key: Array) -> Array:
     Returns:
       An array like `inputs`.
     """
-    steps = 2**32
-    kept = steps - round(rate * steps)
-    if kept == steps:
+    kept = kept_steps(rate)
+    if kept == STEPS:
         return inputs
-    keep = _hashed_positions(key, inputs.shape) < np.uint32(kept)
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    keep = is_kept(_positions(inputs.shape), first, second, kept)
     # In float32 the selection compiles everywhere, and a CPU needs less memory for it.
     if inputs.dtype == jnp.bfloat16:
-        return _scale_where(keep, inputs, steps / kept)
-    return jnp.where(keep, inputs * (steps / kept), 0).astype(inputs.dtype)
+        return _scale_where(keep, inputs, STEPS / kept)
+    return jnp.where(keep, inputs * (STEPS / kept), 0).astype(inputs.dtype)
+
+
+def kept_steps(rate: float) -> int:
+    """How many of `STEPS` random numbers keep an element where this share is dropped."""
+    return STEPS - round(rate * STEPS)
+
+
+def is_kept(position: Array, first: Array, second: Array, kept: int) -> Array:
+    """Whether `dropout` keeps elements: by a hash of their positions, keyed by two words.
+
+    On a CPU jax.random's generators take a fifth of a training step to fill the masks. This is
+    elementwise, so it fuses with the selection that follows and never stands in memory, and a
+    sharded array computes only its own part, with the same bits on any mesh.
+
+    Args:
+      position: uint32 [...], counted in row-major order.
+      first, second: uint32, the key.
+      kept: what `kept_steps` gives.
+    """
+    return _mix(_mix(position ^ first) ^ second) < np.uint32(kept)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -206,21 +259,17 @@ def _scale_where_backward(scale: float, keep: Array, gradient: Array) -> tuple[N
 _scale_where.defvjp(_scale_where_forward, _scale_where_backward)
 
 
-def _hashed_positions(key: Array, shape: tuple[int, ...]) -> Array:
-    """Random uint32 [*shape]: a keyed hash of each element's position.
+def _positions(shape: tuple[int, ...]) -> Array:
+    """Counts elements in row-major order: uint32 [*shape].
 
-    On a CPU jax.random's generators take a fifth of a training step to fill the masks. This is
-    elementwise, so it fuses with the selection that follows and never stands in memory, and a
-    sharded array computes only its own part, with the same bits on any mesh.
+    Beyond 2**32 elements positions repeat, and with them the mask.
     """
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
     position = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
-        # Beyond 2**32 elements positions repeat, and with them the mask.
-        position += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
+        position += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % STEPS)
         stride *= shape[axis]
-    return _mix(_mix(position ^ first) ^ second)
+    return position
 
 
 def _mix(bits: Array) -> Array:
@@ -238,9 +287,11 @@ class Dropout(nn.Module):
 
     rate: float
 
-    @nn.compact
     def __call__(self, inputs: Array, *, deterministic: bool) -> Array:
         """Maps any shape to the same shape and dtype."""
-        if deterministic or self.rate == 0.0:
-            return inputs
-        return dropout(inputs, self.rate, self.make_rng("dropout"))
+        key = self.key(deterministic=deterministic)
+        return inputs if key is None else dropout(inputs, self.rate, key)
+
+    def key(self, *, deterministic: bool) -> Array | None:
+        """A new key, or None where nothing is dropped."""
+        return None if deterministic or self.rate == 0.0 else self.make_rng("dropout")

@@ -17,8 +17,8 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax.errors import UserError
+from bert_jax.models.config import KERNEL_FIELDS, check_platform
 from bert_jax.models.freezing import FreezeOptions, trainable
-from bert_jax.models.fused_attention import check_platform
 from bert_jax.tasks.base import Phase, Task
 from bert_jax.training.optimizers import OptimizerConfig, make_optimizer
 from bert_jax.training.partition import Masking
@@ -120,8 +120,9 @@ def _check_settings(config: ml_collections.ConfigDict, task: Task, mesh: Mesh) -
         value = functools.reduce(operator.getitem, key.split("."), config)
         if value < lowest:
             raise UserError(f"--config.{key}={value} must be at least {lowest}")
-    attention = config.get("model", {}).get("attention", "xla")
-    check_platform(attention, mesh.devices.flat[0].platform)
+    for field in KERNEL_FIELDS:
+        kernel = config.get("model", {}).get(field, "xla")
+        check_platform(field, kernel, mesh.devices.flat[0].platform)
     parts = batch_shards(mesh) * config.accumulation_steps
     for phase in task.phases:
         if phase.batch_size % parts:

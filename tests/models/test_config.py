@@ -6,7 +6,13 @@ import pytest
 from flax import linen as nn
 
 from bert_jax.errors import UserError
-from bert_jax.models.config import SIZES, BertConfig, count_parameters, sized_config
+from bert_jax.models.config import (
+    SIZES,
+    BertConfig,
+    check_platform,
+    count_parameters,
+    sized_config,
+)
 from bert_jax.models.heads import PretrainingModel
 
 
@@ -73,7 +79,7 @@ def test_unusable_sizes(size: str, message: str) -> None:
         ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
         ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),
-        ({"attention": "flash"}, "attention is 'flash'; choose one of xla, splash, cudnn"),
+        ({"attention": "flash"}, "attention is 'flash'; choose one of xla, splash, cudnn, triton"),
         ({"attention": "splash"}, "attention_dropout is 0.1; set it to 0"),
         ({"attention": "cudnn", "attention_dropout": 0.0}, "compute_dtype is 'float32'; set it"),
         (
@@ -85,6 +91,12 @@ def test_unusable_sizes(size: str, message: str) -> None:
             },
             "multiple of 8 up to 128, and they are 4 wide",
         ),
+        ({"attention": "triton"}, "compute_dtype is 'float32'; set it"),
+        (
+            {"attention": "triton", "compute_dtype": "bfloat16", "heads": 16},
+            "16, 32, 64 or 128, and they are 8 wide",
+        ),
+        ({"residual_norm": "cuda"}, "residual_norm is 'cuda'; choose one of xla, triton"),
         ({"vocabulary_chunks": 0}, "vocabulary_chunks is 0"),
         ({"vocabulary_chunks": 3}, "does not divide the 1024 rows of the word table; choose a p"),
         ({"remat": "all"}, "remat is 'all'; choose one of auto, none, dots, offload, full"),
@@ -93,6 +105,30 @@ def test_unusable_sizes(size: str, message: str) -> None:
 def test_unusable_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataclasses.replace(sized_config("tiny", 1000), **settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "kernel", "platform"),
+    [
+        ("attention", "splash", "cpu"),
+        ("attention", "splash", "gpu"),
+        ("attention", "cudnn", "tpu"),
+        ("residual_norm", "triton", "cpu"),
+    ],
+)
+def test_a_kernel_is_refused_where_it_cannot_run(field: str, kernel: str, platform: str) -> None:
+    message = (
+        f"model.{field}={kernel} runs on a .*platform '{platform}'; set --config.model.{field}"
+    )
+    with pytest.raises(UserError, match=message):
+        check_platform(field, kernel, platform)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform"), [("splash", "tpu"), ("cudnn", "gpu"), ("triton", "gpu"), ("xla", "cpu")]
+)
+def test_a_kernel_is_taken_where_it_runs(kernel: str, platform: str) -> None:
+    check_platform("attention", kernel, platform)
 
 
 @pytest.mark.parametrize(("size", "chunks"), [("tiny", 32), ("base", 4), ("large", 4)])

@@ -22,7 +22,7 @@ from bert_jax.errors import UserError
 from bert_jax.models.attention import IMPLEMENTATIONS, dot_product_attention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
-from bert_jax.models.fused_attention import check_platform, cudnn_attention, splash_attention
+from bert_jax.models.fused_attention import cudnn_attention, splash_attention
 from bert_jax.training.sharding import ACTIVATION_RULES, BATCH_AXES, MESH_AXES
 
 BATCH, HEADS, HEAD_WIDTH = 2, 2, 64
@@ -198,20 +198,3 @@ def test_dropout_is_refused(attention: Callable[..., jax.Array]) -> None:
     *inputs, _ = arrays(8, "bfloat16")
     with pytest.raises(UserError, match=r"cannot drop probabilities.* is 0.1; set it to 0"):
         attention(*inputs, jnp.array([8, 8]), dropout_rate=0.1, dropout_key=jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    ("implementation", "platform"), [("splash", "cpu"), ("splash", "gpu"), ("cudnn", "tpu")]
-)
-def test_an_implementation_is_refused_where_it_cannot_run(
-    implementation: str, platform: str
-) -> None:
-    with pytest.raises(UserError, match=f"runs on a .*platform '{platform}'; set --config"):
-        check_platform(implementation, platform)
-
-
-@pytest.mark.parametrize(
-    ("implementation", "platform"), [("splash", "tpu"), ("cudnn", "gpu"), ("xla", "cpu")]
-)
-def test_an_implementation_is_taken_where_it_runs(implementation: str, platform: str) -> None:
-    check_platform(implementation, platform)

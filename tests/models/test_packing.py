@@ -18,6 +18,7 @@ from bert_jax.models.encoder import Encoder
 from bert_jax.models.fused_attention import cudnn_attention, splash_attention
 from bert_jax.models.heads import PretrainingModel, SequenceClassifier
 from bert_jax.models.packing import first_positions, positions_within, sequence_numbers
+from bert_jax.models.triton_attention import stacked_triton_attention
 
 LENGTH, HEADS, HEAD_WIDTH = 16, 2, 8
 # One sequence fills the row; a place is unused in the middle; the row ends in padding, or not.
@@ -61,12 +62,13 @@ def cudnn_as_xla(monkeypatch: pytest.MonkeyPatch) -> Callable[..., jax.Array]:
     return cudnn_attention
 
 
-@pytest.mark.parametrize("implementation", ["xla", "splash", "cudnn"])
+@pytest.mark.parametrize("implementation", ["xla", "splash", "cudnn", "triton"])
 def test_no_attention_leaks(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = {
         "xla": lambda: dot_product_attention,
         "splash": lambda: functools.partial(splash_attention, interpret=True),
         "cudnn": lambda: cudnn_as_xla(monkeypatch),
+        "triton": lambda: functools.partial(stacked_triton_attention, interpret=True),
     }[implementation]()
     rng = np.random.default_rng(6)
     shape = (len(PACKED), LENGTH, HEADS, HEAD_WIDTH)
