@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
 # The lines of a GPU: BERT-base and BERT-large at lengths 128 and 512 in bfloat16, ours next to
-# transformers through torch.compile, in one run each; with attention dropout, and without it by
-# cuDNN's kernel. Needs jax[cuda12], a torch for CUDA, and transformers.
+# transformers through torch.compile, in one run each, with the kernels that were fastest on an H100
+# (docs/performance.md). Needs jax[cuda13], a torch for CUDA, transformers and a prepared corpus; two
+# to four minutes a line, most of which is for the compilers.
 #
-#   benchmarks/gpu.sh benchmarks/results/h100.json [profiles]
+#   benchmarks/gpu.sh benchmarks/results/h100.json data/mine [profiles]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-results=${1:?usage: benchmarks/gpu.sh RESULTS [DIRECTORY-OF-PROFILES]}
-profiles=${2-}
+usage="usage: benchmarks/gpu.sh RESULTS CORPUS [DIRECTORY-OF-PROFILES]"
+results=${1:?$usage}
+corpus=${2:?$usage}
+profiles=${3-}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory too
 
 step() {
-  local name=$1
-  shift
-  python benchmarks/train_step.py --device gpu --peers torch --rounds 7 --updates 20 \
-    --results "$results" ${profiles:+--profile "$profiles/$name"} "$@"
+  python benchmarks/train_step.py --device gpu --corpus "$corpus" --peers compiled \
+    --rounds 5 --updates 10 --results "$results" ${profiles:+--profile "$profiles"} \
+    "$1,residual_norm=triton,remat=none"
 }
 
-for size in base large; do
-  [[ $size == base ]] && sequences=(256 64) || sequences=(128 32)
-  for length in 128 512; do
-    [[ $length == 128 ]] && batch=${sequences[0]} || batch=${sequences[1]}
-    shape=(--size "$size" --length "$length" --batch_size "$batch")
-    step "$size-$length-xla" "${shape[@]}"
-    step "$size-$length-cudnn" "${shape[@]}" --attention cudnn --attention_dropout 0
-  done
-done
+python tests/gpu_parity.py
+step base:128:256,unroll=12,attention=triton
+step large:512:32,unroll=24,attention=cudnn,attention_dropout=0.0
+step base:512:64,unroll=12,attention=cudnn,attention_dropout=0.0
+step large:128:128,unroll=24,attention=triton
+step base:512:64,unroll=12,attention=triton
+step large:512:32,unroll=24,attention=triton

@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,12 @@ def _results_file(name: str) -> Path:
 
 
 def keep(
-    path: Path | None, what: str, figure: str, numbers: Any, versions: Mapping[str, str]
+    path: Path | None,
+    what: str,
+    figure: str,
+    numbers: Any,
+    versions: Mapping[str, str],
+    others: Collection[str] = (),
 ) -> None:
     """Adds what a benchmark found to a machine's file; nothing without one.
 
@@ -55,6 +60,7 @@ def keep(
       figure: what it came to, in words.
       numbers: all that was measured: plain JSON.
       versions: of the packages of others that took part.
+      others: arguments that asked for something else too, which this would have been without.
     """
     if path is None:
         return
@@ -63,8 +69,8 @@ def keep(
     content: dict[str, Any] = {"machine": _machine(), "results": []}
     if path.exists():
         content = json.loads(path.read_text())
-    command = _command(sys.argv)
-    others = [
+    command = _command([each for each in sys.argv if each not in others])
+    kept = [
         result
         for result in content["results"]
         if (result["command"], result["what"]) != (command, what)
@@ -76,7 +82,7 @@ def keep(
         "environment": environment() | dict(versions),
         "numbers": numbers,
     }
-    content["results"] = sorted([*others, result], key=lambda each: (each["command"], each["what"]))
+    content["results"] = sorted([*kept, result], key=lambda each: (each["command"], each["what"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 

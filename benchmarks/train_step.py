@@ -4,8 +4,7 @@
     python benchmarks/train_step.py --device gpu base:512:64,attention=cudnn,attention_dropout=0
 
 A shape is SIZE:LENGTH:BATCH and any keys of the recipe's `model`, for ours; what is dropped is the
-same for all. The programs of several shapes are compiled at the same time, and measured one after
-the other.
+same for all. Several shapes are measured one after the other.
 
 One step is forward, backward, clipping and AdamW update with dropout on; in float32 on the CPU, in
 bfloat16 (torch's autocast) on a GPU. Ours is the step that `bert_jax.train` runs, with its metrics;
@@ -49,6 +48,7 @@ Turn = Callable[[Sequence[Batch]], None]
 class Shape(NamedTuple):
     """What is measured: a size of BERT, the length of its rows, how many, and the model's keys."""
 
+    text: str
     size: str
     length: int
     batch_size: int
@@ -59,7 +59,9 @@ def shape(text: str) -> Shape:
     """Reads `SIZE:LENGTH:BATCH[,KEY=VALUE...]`."""
     first, *settings = text.split(",")
     size, length, batch_size = first.split(":")
-    return Shape(size, int(length), int(batch_size), dict(each.split("=") for each in settings))
+    return Shape(
+        text, size, int(length), int(batch_size), dict(each.split("=") for each in settings)
+    )
 
 
 def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
@@ -288,7 +290,9 @@ def measure(
     return seconds, statistics.fmean(tokens), batches
 
 
-def tell(task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float) -> tuple[str, str]:
+def tell(
+    size: str, task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float
+) -> tuple[str, str]:
     """Prints the table of a shape; gives what was measured, and what it came to, in words."""
     import jax
 
@@ -304,9 +308,9 @@ def tell(task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float) ->
         if getattr(model, name) != "xla"
     ]
     what = (
-        f"training step of BERT of {model.layers} layers, width {model.width}, length "
-        f"{config.data.max_length}, batch {config.batch_size}, {model.compute_dtype}, attention "
-        f"dropout {model.attention_dropout:g}"
+        f"training step of BERT-{size}, length {config.data.max_length}, batch "
+        f"{config.batch_size}, {model.compute_dtype}, attention dropout "
+        f"{model.attention_dropout:g}"
     )
     print(f"{what}, vocabulary {VOCABULARY_SIZE}, {tokens_a_step:,.0f} real tokens a step")
     print(f"{'':38} {'median ms':>10} {'fastest ms':>11} {'tokens/s':>10} {'MFU':>6} {'times':>6}")
@@ -361,33 +365,34 @@ def main() -> None:
 
     import jax
 
-    tasks = [pretraining_task(arguments, each) for each in arguments.shapes]
-    with futures.ThreadPoolExecutor(len(tasks)) as pool:
-        compiling = [pool.submit(compile_ours, task) for task in tasks]
-        for task, ours in zip(tasks, compiling, strict=True):
-            warm_up = [
-                task.training_batch(number, slice(0, task.config.batch_size)) for number in range(2)
-            ]
+    for measured in arguments.shapes:
+        task = pretraining_task(arguments, measured)
+        warm_up = [
+            task.training_batch(number, slice(0, task.config.batch_size)) for number in range(2)
+        ]
+        # Compiled while the others are.
+        with futures.ThreadPoolExecutor(1) as pool:
+            ours = pool.submit(compile_ours, task)
             turns = peer_turns(arguments, task)
             for peer in turns.values():
                 peer(warm_up)
-            futures.wait(compiling)  # compilers measure too, on a GPU
-            turns = {OURS: our_turn(task, *ours.result()), **turns}
-            turns[OURS](warm_up)
-            seconds, tokens, batches = measure(turns, task, arguments.rounds, arguments.updates)
-            what, figure = tell(task, seconds, tokens)
-            if arguments.profile:
-                with jax.profiler.trace(arguments.profile):
-                    turns[OURS](batches)
-            medians = {name: statistics.median(times) for name, times in seconds.items()}
-            numbers = {"seconds": seconds, "median_seconds": medians, "tokens_a_step": tokens}
-            keep(arguments.results, what, figure, numbers, versions)
-            # And with them the memory of their parameters.
-            turns.clear()
-            peer = None
-            if versions and arguments.device == "gpu":
-                torch.compiler.reset()
-                torch.cuda.empty_cache()
+        turns = {OURS: our_turn(task, *ours.result()), **turns}
+        turns[OURS](warm_up)
+        seconds, tokens, batches = measure(turns, task, arguments.rounds, arguments.updates)
+        what, figure = tell(measured.size, task, seconds, tokens)
+        if arguments.profile:
+            with jax.profiler.trace(arguments.profile):
+                turns[OURS](batches)
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        numbers = {"seconds": seconds, "median_seconds": medians, "tokens_a_step": tokens}
+        others = {each.text for each in arguments.shapes} - {measured.text}
+        keep(arguments.results, what, figure, numbers, versions, others)
+        # And with them the memory of their parameters.
+        turns.clear()
+        peer = None
+        if versions and arguments.device == "gpu":
+            torch.compiler.reset()
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,18 @@ def test_the_same_command_replaces_what_it_found_before(run, tmp_path):
     assert lines[3].startswith("| a step | 1 s | ") and lines[3].endswith(f"`{commands[1]}` |")
 
 
+def test_what_one_command_measured_is_kept_as_if_it_had_been_asked_for_alone(tmp_path, monkeypatch):
+    path = tmp_path / "machine.json"
+    monkeypatch.setattr(sys, "argv", ["speed.py", "a:1,key=2", "b:2", "--results", str(path)])
+    keep(path, "a step of a", "1 s", {}, {}, {"b:2"})
+    keep(path, "a step of b", "2 s", {}, {}, {"a:1,key=2"})
+    results = json.loads(path.read_text())["results"]
+    assert [(result["what"], result["command"]) for result in results] == [
+        ("a step of a", "python benchmarks/speed.py a:1,key=2"),
+        ("a step of b", "python benchmarks/speed.py b:2"),
+    ]
+
+
 @pytest.mark.parametrize("form", [("--data", "{}"), ("--data={}",)])
 def test_where_files_lie_is_not_told(run, tmp_path, form):
     path = run("1 s", *(part.format(tmp_path / "sst2.jsonl") for part in form))
