@@ -94,8 +94,7 @@ class Embeddings(nn.Module):
             # A product with ones: its gradient is one too, and no sum over the batch, for which XLA
             # on a GPU would lay all hidden states out with the batch last, and transpose them.
             ones_B1 = jnp.ones((len(hidden_BLD), 1), jnp.float32)
-            flat_1N = self.position[:length].reshape(1, -1)
-            hidden_BLD += contract(ones_B1, flat_1N, 1).reshape(hidden_BLD.shape)
+            hidden_BLD += contract(ones_B1, self.position[None, :length], 1)
         hidden_BLD += segment_one_hot_BLS @ self.segment
         hidden_BLD = self.norm(constrain_hidden(hidden_BLD))
         return self.dropout(hidden_BLD, deterministic=deterministic)
