@@ -56,8 +56,8 @@ def count(compiled, operation):
 def test_the_step_computes_moves_and_keeps_no_more_than_it_must(compile_step):
     task, program, compiled = compile_step()
     # Products: of each layer 6 forward, those of attention 2, each with two of the backward pass,
-    # and the heads'; none is computed twice.
-    assert count(compiled, "dot") <= 63
+    # the heads', and the gradients of what is added to every row; none is computed twice.
+    assert count(compiled, "dot") <= 64
     # The embeddings' gradients; not the logits', nor those of gathered positions.
     assert count(compiled, "scatter") <= 2
     assert count(compiled, "sort") == 0
