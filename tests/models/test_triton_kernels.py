@@ -236,6 +236,8 @@ def test_kernels_drop_and_give_the_same_on_any_mesh() -> None:
     assert all(difference < 1e-4 for difference in json.loads(done.stdout))
 
 
+# jax 0.12 says that it will give Pallas's Triton backend up; how the kernels go on then is open.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_the_kernels_are_lowered_for_a_gpu() -> None:
     """As far as it goes without one: to what XLA is given."""
     vector = jax.ShapeDtypeStruct((768,), jnp.float32)
