@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The lines of a GPU: BERT-base and BERT-large at lengths 128 and 512 in bfloat16, ours next to
 # transformers through torch.compile, in one run each, with the kernels that were fastest on an H100
-# (docs/performance.md). Needs jax[cuda13], a torch for CUDA, transformers and a prepared corpus; two
+# (docs/performance.md). Needs jax and torch for CUDA, transformers and a prepared corpus; two
 # to four minutes a line, most of which is for the compilers.
 #
 #   benchmarks/gpu.sh benchmarks/results/h100.json data/mine [profiles]

@@ -11,7 +11,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -19,7 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.models.logical_axes import parts_of
+from bert_jax.models.logical_axes import dividing_axes
 from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
@@ -103,11 +102,8 @@ def splash_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query_BLNK, key_BSNK, value_BSNK, lengths)
-    names = ("batch", "heads")
-    batch, heads = (
-        axes if query_BLNK.shape[axis] % parts_of(name) == 0 else None
-        for axis, name, axes in zip((0, 2), names, logical_to_mesh_axes(names) or (), strict=True)
-    )
+    batch = dividing_axes("batch", query_BLNK.shape[0])
+    heads = dividing_axes("heads", query_BLNK.shape[2])
     parts, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch)
     context_BLNK: Array = jax.shard_map(
         attend,

@@ -206,10 +206,9 @@ def dropout(inputs: Array, rate: float, key: Array) -> Array:
     Returns:
       An array like `inputs`.
     """
-    kept = kept_steps(rate)
+    kept, (first, second) = draw(rate, key)
     if kept == STEPS:
         return inputs
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
     keep = is_kept(_positions(inputs.shape), first, second, kept)
     # In float32 the selection compiles everywhere, and a CPU needs less memory for it.
     if inputs.dtype == jnp.bfloat16:
@@ -217,9 +216,16 @@ def dropout(inputs: Array, rate: float, key: Array) -> Array:
     return jnp.where(keep, inputs * (STEPS / kept), 0).astype(inputs.dtype)
 
 
-def kept_steps(rate: float) -> int:
-    """How many of `STEPS` random numbers keep an element where this share is dropped."""
-    return STEPS - round(rate * STEPS)
+def draw(rate: float, key: Array | None) -> tuple[int, Array]:
+    """What dropout of a share is made of.
+
+    Returns:
+      How many of `STEPS` random numbers keep an element, and two random words, uint32 [2]. Without
+      a key, all of them, and zeros.
+    """
+    if key is None:
+        return STEPS, jnp.zeros(2, jnp.uint32)
+    return STEPS - round(rate * STEPS), jax.random.bits(key, (2,), jnp.uint32)
 
 
 def is_kept(position: Array, first: Array, second: Array, kept: int) -> Array:
@@ -232,7 +238,7 @@ def is_kept(position: Array, first: Array, second: Array, kept: int) -> Array:
     Args:
       position: uint32 [...], counted in row-major order.
       first, second: uint32, the key.
-      kept: what `kept_steps` gives.
+      kept: what `draw` gives.
     """
     return _mix(_mix(position ^ first) ^ second) < np.uint32(kept)
 

@@ -1,11 +1,13 @@
 """What the mesh in force makes of logical axes, by the rules in force (`training/sharding.py`)."""
 
 import math
+from typing import TypeAlias
 
 import jax
 from flax.linen.spmd import logical_to_mesh_axes, with_logical_constraint
 
 Array = jax.Array
+MeshAxes: TypeAlias = str | tuple[str, ...] | None
 
 
 def constrain_hidden(hidden_BLD: Array) -> Array:
@@ -16,6 +18,17 @@ def constrain_hidden(hidden_BLD: Array) -> Array:
     """
     constrained_BLD: Array = with_logical_constraint(hidden_BLD, ("batch", "length", None))
     return constrained_BLD
+
+
+def dividing_axes(name: str, size: int) -> MeshAxes:
+    """The mesh axes of a logical axis of a size, for kernels, which the partitioner cannot split.
+
+    None without a mesh, or where they do not divide it, so that it is computed whole everywhere.
+    """
+    if jax.sharding.get_abstract_mesh().empty or size % parts_of(name):
+        return None
+    (axes,) = logical_to_mesh_axes((name,)) or (None,)
+    return axes
 
 
 def parts_of(name: str) -> int:

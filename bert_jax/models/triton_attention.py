@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.spmd import logical_to_mesh_axes
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
-from bert_jax.models.layers import STEPS, is_kept, kept_steps
-from bert_jax.models.logical_axes import parts_of
+from bert_jax.models.layers import STEPS, draw, is_kept
+from bert_jax.models.logical_axes import dividing_axes
 from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
@@ -83,13 +82,10 @@ def triton_attention(
     Returns:
       Array [B, L, N, K] in the inputs' type.
     """
-    _, length, _, heads, _ = projected_BLTNK.shape
+    batch, length, _, heads, _ = projected_BLTNK.shape
     block = min(max(pl.next_power_of_2(length), _SMALLEST_BLOCK), _LARGEST_BLOCK)
-    kept = STEPS if dropout_key is None else kept_steps(dropout_rate)
+    kept, words = draw(dropout_rate, dropout_key)
     settings = _Settings(length, block, heads, kept, is_packed(lengths), interpret)
-    words = jnp.zeros(2, jnp.uint32)
-    if dropout_key is not None:
-        words = jax.random.bits(dropout_key, (2,), jnp.uint32)
     if settings.packed:
         numbers_BL = sequence_numbers(lengths, length)
     else:
@@ -105,11 +101,7 @@ def triton_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(projected_BLTNK, bias_TNK, numbers_BL, jnp.pad(words, (0, 2)))
-    names = ("batch", "heads")
-    batch_axes, head_axes = (
-        axes if projected_BLTNK.shape[axis] % parts_of(name) == 0 else None
-        for axis, name, axes in zip((0, 3), names, logical_to_mesh_axes(names) or (), strict=True)
-    )
+    batch_axes, head_axes = dividing_axes("batch", batch), dividing_axes("heads", heads)
 
     def attend_part(
         projected_BLTNK: Array, bias_TNK: Array, numbers_BL: Array, words: Array

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.spmd import logical_to_mesh_axes
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
-from bert_jax.models.layers import STEPS, is_kept, kept_steps
-from bert_jax.models.logical_axes import parts_of
+from bert_jax.models.layers import STEPS, draw, is_kept
+from bert_jax.models.logical_axes import dividing_axes
 
 Array = jax.Array
 
@@ -39,6 +38,14 @@ class _Settings(NamedTuple):
     epsilon: float
     kept: int
     interpret: bool
+
+
+class _Vectors(NamedTuple):
+    """The parameters of a block's end: its last projection's bias, and LayerNorm's two."""
+
+    update_bias_D: Array
+    scale_D: Array
+    bias_D: Array
 
 
 def residual_norm(
@@ -71,28 +78,22 @@ def residual_norm(
     Returns:
       Array [B, L, D] in the inputs' type.
     """
-    kept = STEPS if dropout_key is None else kept_steps(dropout_rate)
+    kept, words = draw(dropout_rate, dropout_key)
     settings = _Settings(epsilon, kept, interpret)
-    words = jnp.zeros(2, jnp.uint32)
-    if dropout_key is not None:
-        words = jax.random.bits(dropout_key, (2,), jnp.uint32)
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = None
-    if not mesh.empty and residual_BLD.shape[0] % parts_of("batch") == 0:
-        (axes,) = logical_to_mesh_axes(("batch",)) or (None,)
+    axes = dividing_axes("batch", len(residual_BLD))
 
     def normalise_part(
-        residual_BLD: Array, update_BLD: Array, vectors: tuple[Array, Array, Array], words: Array
+        residual_BLD: Array, update_BLD: Array, vectors: _Vectors, words: Array
     ) -> Array:
-        scale_D = vectors[1]
-        rows, width = residual_BLD.size // scale_D.size, scale_D.size
+        width = residual_BLD.shape[-1]
+        rows = residual_BLD.size // width
         first = jnp.uint32(lax.axis_index(axes) if axes else 0) * np.uint32(rows)
         key = jnp.stack([*words, first, jnp.uint32(0)])
         flat = [array.reshape(rows, width) for array in (residual_BLD, update_BLD)]
-        return _normalise(*flat, *vectors, key, settings).reshape(residual_BLD.shape)
+        return _normalise(*flat, vectors, key, settings).reshape(residual_BLD.shape)
 
-    vectors = (update_bias_D, scale_D, bias_D)
-    if mesh.empty:
+    vectors = _Vectors(update_bias_D, scale_D, bias_D)
+    if jax.sharding.get_abstract_mesh().empty:
         return normalise_part(residual_BLD, update_BLD, vectors, words)
     rows, whole = PartitionSpec(axes), PartitionSpec()
     normed_BLD: Array = jax.shard_map(
@@ -104,29 +105,16 @@ def residual_norm(
     return normed_BLD
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _normalise(
-    residual_TD: Array,
-    update_TD: Array,
-    update_bias_D: Array,
-    scale_D: Array,
-    bias_D: Array,
-    key: Array,
-    settings: _Settings,
+    residual_TD: Array, update_TD: Array, vectors: _Vectors, key: Array, settings: _Settings
 ) -> Array:
     """The same for rows T, with a key uint32 [4]: two words for dropout, then the first row."""
-    arrays = (residual_TD, update_TD, update_bias_D, scale_D, bias_D, key)
-    return _normalise_forward(*arrays, settings)[0]
+    return _normalise_forward(residual_TD, update_TD, vectors, key, settings)[0]
 
 
 def _normalise_forward(
-    residual_TD: Array,
-    update_TD: Array,
-    update_bias_D: Array,
-    scale_D: Array,
-    bias_D: Array,
-    key: Array,
-    settings: _Settings,
+    residual_TD: Array, update_TD: Array, vectors: _Vectors, key: Array, settings: _Settings
 ) -> tuple[Array, tuple[Array, ...]]:
     rows, width = residual_TD.shape
     padded = pl.next_power_of_2(width)
@@ -141,13 +129,13 @@ def _normalise_forward(
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
         interpret=settings.interpret,
         name="residual_norm_forward",
-    )(key, residual_TD, update_TD, update_bias_D, scale_D, bias_D)
-    return normed_TD, (sum_TD, scale_D, key)
+    )(key, residual_TD, update_TD, *vectors)
+    return normed_TD, (sum_TD, vectors.scale_D, key)
 
 
 def _normalise_backward(
     settings: _Settings, residuals: tuple[Array, ...], gradient_TD: Array
-) -> tuple[Array, Array, Array, Array, Array, None]:
+) -> tuple[Array, Array, _Vectors, None]:
     sum_TD, scale_D, key = residuals
     rows, width = sum_TD.shape
     padded = pl.next_power_of_2(width)
@@ -168,8 +156,8 @@ def _normalise_backward(
         interpret=settings.interpret,
         name="residual_norm_backward",
     )(key, sum_TD, scale_D, gradient_TD)
-    update_bias_D, scale_D, bias_D = (jnp.sum(each_PD, axis=0) for each_PD in sums_PD)
-    return residual_gradient_TD, update_gradient_TD, update_bias_D, scale_D, bias_D, None
+    vectors = _Vectors(*(jnp.sum(each_PD, axis=0) for each_PD in sums_PD))
+    return residual_gradient_TD, update_gradient_TD, vectors, None
 
 
 _normalise.defvjp(_normalise_forward, _normalise_backward)
