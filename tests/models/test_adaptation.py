@@ -212,7 +212,6 @@ def test_no_gradient_of_the_frozen_kernels_is_computed(config: BertConfig) -> No
     # Of inner and output, transposed or not.
     assert products(full)["32,96"] + products(full)["96,32"] >= 2
     assert products(adapted)["32,96"] + products(adapted)["96,32"] == 0
-    assert adapted.cost_analysis()["flops"] < 0.9 * full.cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize(
