@@ -13,14 +13,18 @@ corpus=${2:?$usage}
 profiles=${3-}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory too
 
-step() {
-  python benchmarks/train_step.py --device gpu --corpus "$corpus" --peers compiled \
-    --rounds 5 --updates 10 --results "$results" ${profiles:+--profile "$profiles"} \
+step() { # SHAPE [PEERS [ARGUMENT...]]
+  python benchmarks/train_step.py --device gpu --corpus "$corpus" --peers "${2-compiled}" \
+    --rounds 5 --updates 10 --results "$results" ${profiles:+--profile "$profiles"} "${@:3}" \
     "$1,residual_norm=triton,remat=none"
 }
 
 python tests/gpu_parity.py
 step base:128:256,unroll=12,attention=triton
+# XLA then knows from the start that cuBLAS multiplies, and adds in its products' epilogues.
+step base:128:256,unroll=12,attention=triton none --compiler_option xla_gpu_enable_triton_gemm=False
+# Rows that are full, as those of the trainers are that have no next sentences.
+step base:128:256,unroll=12,attention=triton,data.objective=none
 step large:512:32,unroll=24,attention=cudnn,attention_dropout=0.0
 step base:512:64,unroll=12,attention=cudnn,attention_dropout=0.0
 step large:128:128,unroll=24,attention=triton

@@ -3,13 +3,13 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --device gpu base:512:64,attention=cudnn,attention_dropout=0
 
-A shape is SIZE:LENGTH:BATCH and any keys of the recipe's `model`, for ours; what is dropped is the
-same for all. Several shapes are measured one after the other.
+A shape is SIZE:LENGTH:BATCH and any keys of the recipe's `model`, for ours, or of the recipe, with
+their dots; what is dropped is the same for all. Several shapes are measured one after the other.
 
 One step is forward, backward, clipping and AdamW update with dropout on; in float32 on the CPU, in
-bfloat16 (torch's autocast) on a GPU. Ours is the step that `bert_jax.train` runs, with its metrics;
-all get the same batches, which the pretraining task makes from the built-in corpus (prepared on
-first use) or from --corpus.
+bfloat16 (torch's autocast) on a GPU, or in the shape's `compute_dtype`. Ours is the step that
+`bert_jax.train` runs, with its metrics; all get the same batches, which the pretraining task makes
+from the built-in corpus (prepared on first use) or from --corpus.
 
     bert_jax                  as the shape says
     flax.linen, plain         BERT as one writes it with flax's own parts (`plain_flax.py`)
@@ -22,6 +22,7 @@ all, so that it compares times.
 """
 
 import argparse
+import ast
 import dataclasses
 import itertools
 import statistics
@@ -46,13 +47,13 @@ Turn = Callable[[Sequence[Batch]], None]
 
 
 class Shape(NamedTuple):
-    """What is measured: a size of BERT, the length of its rows, how many, and the model's keys."""
+    """What is measured: a size of BERT, the length of its rows, how many, and the recipe's keys."""
 
     text: str
     size: str
     length: int
     batch_size: int
-    model: dict[str, str]
+    settings: dict[str, str]
 
 
 def shape(text: str) -> Shape:
@@ -62,6 +63,12 @@ def shape(text: str) -> Shape:
     return Shape(
         text, size, int(length), int(batch_size), dict(each.split("=") for each in settings)
     )
+
+
+def compiler_option(text: str) -> tuple[str, Any]:
+    """Reads `NAME=VALUE`, the value as Python writes it."""
+    name, _, value = text.partition("=")
+    return name, ast.literal_eval(value)
 
 
 def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
@@ -75,8 +82,8 @@ def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
     config.data.max_length = shape.length
     config.docs.vocabulary_size = VOCABULARY_SIZE
     config.model.compute_dtype = "float32" if arguments.device == "cpu" else "bfloat16"
-    for key, value in shape.model.items():
-        override_config(config, f"model.{key}", value)
+    for key, value in shape.settings.items():
+        override_config(config, key if "." in key else f"model.{key}", value)
     task = load_task(config)
     # A small text cannot fill BERT's vocabulary; the model has all of it.
     encoder = dataclasses.replace(task.description.config, vocabulary_size=VOCABULARY_SIZE)
@@ -85,8 +92,8 @@ def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
     return task
 
 
-def compile_ours(task: Any) -> Any:
-    """The step that `bert_jax.train` runs, on one device."""
+def compile_ours(task: Any, options: Mapping[str, Any]) -> Any:
+    """The step that `bert_jax.train` runs, on one device, with options of XLA's compiler."""
     import jax
 
     from bert_jax.tasks.program import abstract_batch, make_program
@@ -94,7 +101,8 @@ def compile_ours(task: Any) -> Any:
 
     mesh, (phase,) = make_mesh(task.config.mesh, jax.devices()[:1]), task.phases
     program = make_program(task, mesh)
-    compiled = program.compile(abstract_batch(task, phase, phase.batch_size, mesh), mesh)
+    batch = abstract_batch(task, phase, phase.batch_size, mesh)
+    compiled = program.compile(batch, mesh, options)
     return program, compiled, mesh
 
 
@@ -190,6 +198,7 @@ def torch_turn(on_gpu: bool, task: Any, compiled: bool, masked_only: bool) -> Tu
 
     shape, length = task.description.config, task.config.data.max_length
     device = torch.device("cuda" if on_gpu else "cpu")
+    is_rounded = shape.compute_dtype == "bfloat16"
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=VOCABULARY_SIZE,
@@ -248,7 +257,7 @@ def torch_turn(on_gpu: bool, task: Any, compiled: bool, masked_only: bool) -> Tu
                 "attention_mask": tensor(np.arange(length) < batch["lengths"][:, None]),
             }
             labels = map(tensor, (*targets(batch), batch["next_sentence_label"]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_rounded):
                 loss = forward(inputs, *labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -312,6 +321,8 @@ def tell(
         f"{config.batch_size}, {model.compute_dtype}, attention dropout "
         f"{model.attention_dropout:g}"
     )
+    if config.data.objective != "nsp":
+        what += f", objective {config.data.objective}"
     print(f"{what}, vocabulary {VOCABULARY_SIZE}, {tokens_a_step:,.0f} real tokens a step")
     print(f"{'':38} {'median ms':>10} {'fastest ms':>11} {'tokens/s':>10} {'MFU':>6} {'times':>6}")
     for name, median in medians.items():
@@ -347,6 +358,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="on the CPU")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
     parser.add_argument("--updates", type=int, default=1, help="updates of a turn")
+    parser.add_argument(
+        "--compiler_option",
+        type=compiler_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of XLA, for ours, such as xla_gpu_enable_triton_gemm=False; may be given again",
+    )
     parser.add_argument("--profile", type=Path, help="a directory for xprof, of turns of ours")
     add_results_argument(parser)
     arguments = parser.parse_args()
@@ -372,7 +391,7 @@ def main() -> None:
         ]
         # Compiled while the others are.
         with futures.ThreadPoolExecutor(1) as pool:
-            ours = pool.submit(compile_ours, task)
+            ours = pool.submit(compile_ours, task, dict(arguments.compiler_option))
             turns = peer_turns(arguments, task)
             for peer in turns.values():
                 peer(warm_up)
