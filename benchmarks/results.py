@@ -104,13 +104,13 @@ def _command(argv: Sequence[str]) -> str:
 
 def table(paths: Sequence[Path]) -> list[str]:
     """Lines of Markdown: what was measured, what it came to, on which machine, by which command."""
-    lines = ["| what | figure | machine | command |", "|---|---|---|---|"]
+    lines = ["| what | figure | machine, jax | command |", "|---|---|---|---|"]
     for path in sorted(paths):
         content = json.loads(path.read_text())
-        machine = f"{content['machine']['processor']}, {content['machine']['cores']} cores"
+        processor = f"{content['machine']['processor']}, {content['machine']['cores']} cores"
         for result in content["results"]:
-            if (device := result["environment"]["device"]) != "cpu":
-                machine = device
+            device, version = (result["environment"][name] for name in ("device", "jax"))
+            machine = f"{processor if device == 'cpu' else device}, {version}"
             cells = (result["what"], result["figure"], machine, f"`{result['command']}`")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
