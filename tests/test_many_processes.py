@@ -23,33 +23,30 @@ def one_process(tmp_path_factory, run_program, small_run, read_numbers):
     return read_numbers(workdir)
 
 
-def test_two_processes_learn_the_same_and_four_go_on(
-    tmp_path, start_processes, small_run, read_numbers, one_process
+def test_two_processes_learn_the_same_and_four_and_one_go_on(
+    tmp_path, start_processes, run_program, small_run, read_numbers, one_process
 ):
+    def back_to_step_3(name):
+        """As if the run had been killed there."""
+        (tmp_path / "checkpoints" / "6").rename(tmp_path / name)
+
     run = small_run(tmp_path, *STEPS, "--config.checkpoint_every_steps=3")
     first, second = assert_finished(start_processes(2, 4, *run, *mesh_flags({"fsdp": 8})))
     assert_same(read_numbers(tmp_path), one_process)
     assert (tmp_path / "report.html").exists()
     assert "step 6: validation" in first
     assert "step" not in second
-    # Back to step 3, as if the run had been killed there.
-    (tmp_path / "checkpoints" / "6").rename(tmp_path / "gone")
-    first, *_ = assert_finished(start_processes(4, 1, *run))
-    assert "devices 8 -> 4" in first
+
+    back_to_step_3("of-two")
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    first, *_ = assert_finished(start_processes(4, 2, *run, *mesh_flags(mesh)))
     assert "processes 2 -> 4" in first
     assert_same(read_numbers(tmp_path), one_process)
 
-
-def test_four_processes_on_a_mixed_mesh_and_one_goes_on(
-    tmp_path, start_processes, run_program, small_run, read_numbers, one_process
-):
-    run = small_run(tmp_path, *STEPS, "--config.checkpoint_every_steps=3")
-    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    assert_finished(start_processes(4, 2, *run, *mesh_flags(mesh)))
-    assert_same(read_numbers(tmp_path), one_process)
-    (tmp_path / "checkpoints" / "6").rename(tmp_path / "gone")
+    back_to_step_3("of-four")
     finished = run_program("train", *run, devices=2)
     assert finished.returncode == 0, finished.stderr
+    assert "devices 8 -> 2" in finished.stderr
     assert_same(read_numbers(tmp_path), one_process)
 
 
