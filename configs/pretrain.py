@@ -68,7 +68,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             "objective": "nsp",  # or sop (sentence order), or none (one segment, full length)
             "short_sequence_share": 0.1,
             "random_next_share": 0.5,
-            # More than 1: so many short sequences may share a row (packing), with objective=none.
+            # More than 1: so many short sequences may share a row (packing).
             "sequences_per_row": 1,
             "masking": {
                 "unit": "token",  # or word, or span

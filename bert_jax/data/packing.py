@@ -80,9 +80,26 @@ class Packing(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.sequences_per_row:.1f} sequences a row, {self.efficiency:.1%} of its positions "
+            f"{self.sequences_per_row:.3g} sequences a row, {self.efficiency:.1%} of its positions "
             "are tokens"
         )
+
+
+def packing_of(lengths_RQ: np.ndarray, max_length: int) -> Packing:
+    """What packing came to in some rows.
+
+    Args:
+      lengths_RQ: int, tokens of each sequence; 0 where there is none.
+      max_length: L.
+    """
+    lengths = lengths_RQ[lengths_RQ > 0].astype(np.float64)
+    tokens, rows = float(lengths.sum()), len(lengths_RQ)
+    return Packing(
+        sequences_per_row=len(lengths) / rows,
+        efficiency=tokens / rows / max_length,
+        mean_length=tokens / len(lengths),
+        attended_length=float(np.square(lengths).sum()) / tokens,
+    )
 
 
 class PackingPlan:

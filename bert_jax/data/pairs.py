@@ -64,7 +64,7 @@ class PairOptions:
       objective: what the second segment is for.
       short_sequence_share: share of pair rows with a random, shorter target length.
       random_next_share: share of rows with label 1.
-      sequences_per_row: how many sequences at most share a row, where they are single segments.
+      sequences_per_row: how many sequences at most share a row.
 
     Raises:
       UserError: a value is out of range.
@@ -89,11 +89,6 @@ class PairOptions:
             raise UserError(
                 f"data.sequences_per_row is {self.sequences_per_row}; give 1, or more to pack"
             )
-        if self.is_packed and self.objective is not Objective.NONE:
-            raise UserError(
-                f"data.sequences_per_row is {self.sequences_per_row}, and only single segments can "
-                "share a row; set it to 1, or --config.data.objective=none"
-            )
 
     @property
     def is_packed(self) -> bool:
@@ -101,10 +96,14 @@ class PairOptions:
         return self.sequences_per_row > 1
 
     @property
+    def frame(self) -> int:
+        """Special tokens of a sequence."""
+        return FRAME_OF_SINGLE if self.objective is Objective.NONE else FRAME_OF_PAIR
+
+    @property
     def capacity(self) -> int:
         """The most text tokens a row can hold."""
-        is_single = self.objective is Objective.NONE
-        return self.max_length - (FRAME_OF_SINGLE if is_single else FRAME_OF_PAIR)
+        return self.max_length - self.frame
 
     @property
     def coins_per_row(self) -> int:
@@ -253,20 +252,20 @@ def build_rows(
       source: where chunks are read; for next sentences, of two documents or more.
       index: the source's windows for ``options.capacity``.
       windows: int64 [B], window numbers.
-      uniforms: float64 [B, UNIFORMS_PER_ROW].
-      coins: uint64 [B, options.coins_per_row], fair coin tosses.
+      uniforms: float64 [B, UNIFORMS_PER_ROW]; for single segments anything.
+      coins: uint64 [B, options.coins_per_row], fair coin tosses; for single segments anything.
       options: how to build rows.
       special: ids of the framing tokens.
     """
     chunk_numbers, where = index.locate(windows)
     chunks = source.read(chunk_numbers)
+    if options.is_packed:  # the plan of what shares a row knows no more
+        targets = longest_texts(index, windows, uniforms, options)
+    else:
+        targets = _target_lengths(uniforms, options)
     if options.objective is Objective.NONE:
-        rooms = np.full(len(windows), options.capacity)
-        if options.is_packed:  # the plan of what shares a row knows no more
-            rooms = index.room(windows, options.capacity)
-        return _build_single_segments(chunks, where, rooms, options, special)
+        return _build_single_segments(chunks, where, targets, options, special)
 
-    targets = _target_lengths(uniforms, options)
     window = _choose_windows(chunks, where, targets, uniforms[:, _SPLIT])
     full_first, full_second = window.middle - window.start, window.end - window.middle
     first_length, second_length = truncated_lengths(full_first, full_second, targets)
@@ -330,8 +329,28 @@ def build_rows(
     return _labelled(framed, is_one)
 
 
+def longest_texts(
+    index: WindowIndex, windows: np.ndarray, uniforms: np.ndarray, options: PairOptions
+) -> np.ndarray:
+    """The most text tokens of each sequence, known without reading any: int64 [B].
+
+    Args:
+      index: the source's windows for ``options.capacity``.
+      windows: int64 [B], window numbers.
+      uniforms: as for `build_rows`.
+      options: how to build rows.
+    """
+    room = index.room(windows, options.capacity)
+    if options.objective is Objective.NONE:
+        return room
+    # A pair has a token in each segment, wherever in its chunk it is.
+    return np.minimum(_target_lengths(uniforms, options), np.maximum(room, 2))
+
+
 def _target_lengths(uniforms: np.ndarray, options: PairOptions) -> np.ndarray:
-    """Text tokens each row aims at: the capacity, or for short rows anything from 2 up to it."""
+    """Text tokens each row aims at: the capacity, or for short pairs anything from 2 up to it."""
+    if options.objective is Objective.NONE:
+        return np.full(len(uniforms), options.capacity)
     short = uniforms[:, _SHORT] < options.short_sequence_share
     shorter = 2 + below(uniforms[:, _SHORT_LENGTH], options.capacity - 1)
     return np.where(short, shorter, options.capacity)

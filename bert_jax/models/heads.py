@@ -8,6 +8,8 @@ D model width, V vocabulary (padded), T targets (classes, tags). `lengths` are [
 rows of several sequences.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -129,22 +131,22 @@ class PretrainingModel(nn.Module):
         Args:
           token_ids_BL: int32 word pieces in [0, vocabulary_size).
           segment_ids_BL: int32 segments.
-          lengths: int32 real tokens of each row, a prefix; without the next-sentence head also
-            those of each sequence of a row.
+          lengths: int32 real tokens of each row, a prefix, or of each sequence of a row.
           masked_positions_BM: int32 in [0, L); unused slots may repeat any position.
           deterministic: without dropout. Otherwise `apply` needs `rngs={"dropout": key}`.
 
         Returns:
           float32 logits [B, M, V] over the padded vocabulary, the padding at `PADDING_LOGIT`; and
-          float32 next-sentence logits [B, 2] (0 = next, 1 = random), or None without that head.
+          float32 next-sentence logits [B, 2] (0 = next, 1 = random), [B, Q, 2] of rows of several
+          sequences, or None without that head.
 
         Raises:
           UserError: L is larger than the position table.
         """
-        masked_BMD, pair_logits_B2 = self._encode(
+        masked_BMD, pair_logits = self._encode(
             masked_positions_BM, token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
         )
-        return self.mlm_head(masked_BMD, self.encoder.embeddings.word), pair_logits_B2
+        return self.mlm_head(masked_BMD, self.encoder.embeddings.word), pair_logits
 
     def score(
         self,
@@ -162,26 +164,33 @@ class PretrainingModel(nn.Module):
           float32 [B, M], the labels' cross-entropies; bool [B, M], whether a label is the likeliest
           token; and the next-sentence logits.
         """
-        masked_BMD, pair_logits_B2 = self._encode(
+        masked_BMD, pair_logits = self._encode(
             masked_positions_BM, token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
         )
         losses_BM, correct_BM = self.mlm_head.score(
             masked_BMD, self.encoder.embeddings.word, masked_labels_BM
         )
-        return losses_BM, correct_BM, pair_logits_B2
+        return losses_BM, correct_BM, pair_logits
 
     def _encode(
-        self, masked_positions_BM: Array, *rows: Array, deterministic: bool
+        self,
+        masked_positions_BM: Array,
+        token_ids_BL: Array,
+        segment_ids_BL: Array,
+        lengths: Array,
+        *,
+        deterministic: bool,
     ) -> tuple[Array, Array | None]:
-        positions_BP = masked_positions_BM
-        if self.next_sentence:
-            # The pooler reads the first position.
-            positions_BP = jnp.pad(positions_BP, ((0, 0), (1, 0)))
-        hidden_BPD = self.encoder(*rows, deterministic=deterministic, positions_BP=positions_BP)
-        masked_BMD = hidden_BPD[:, 1:] if self.next_sentence else hidden_BPD
+        encode = partial(
+            self.encoder, token_ids_BL, segment_ids_BL, lengths, deterministic=deterministic
+        )
         if not self.next_sentence:
-            return masked_BMD, None
-        return masked_BMD, self.next_sentence_head(self.pooler(hidden_BPD[:, 0]))
+            return encode(positions_BP=masked_positions_BM), None
+        first_BQ = _first_positions(token_ids_BL, lengths)
+        hidden_BPD = encode(positions_BP=jnp.concatenate([first_BQ, masked_positions_BM], axis=1))
+        first_BQD, masked_BMD = jnp.split(hidden_BPD, [first_BQ.shape[1]], axis=1)
+        first = first_BQD if is_packed(lengths) else first_BQD[:, 0]
+        return masked_BMD, self.next_sentence_head(self.pooler(first))
 
 
 class EncoderModel(nn.Module):
@@ -236,11 +245,7 @@ class SequenceClassifier(nn.Module):
     ) -> Array:
         """Gives float32 scores [B, T], or [B, Q, T] of rows of several sequences."""
         packed = is_packed(lengths)
-        first_BQ = None
-        if self.with_pooler:
-            rows, length = token_ids_BL.shape
-            zeros_B1 = jnp.zeros((rows, 1), jnp.int32)
-            first_BQ = first_positions(lengths, length) if packed else zeros_B1
+        first_BQ = _first_positions(token_ids_BL, lengths) if self.with_pooler else None
         hidden_BPD = self.encoder(
             token_ids_BL,
             segment_ids_BL,
@@ -285,6 +290,14 @@ class TokenClassifier(nn.Module):
         )
         scores_BLT: Array = self.classifier(self.drop(hidden_BLD, deterministic=deterministic))
         return scores_BLT
+
+
+def _first_positions(token_ids_BL: Array, lengths: Array) -> Array:
+    """Where the sequences of each row begin, which the pooler reads: [B, Q], or [B, 1]."""
+    rows, length = token_ids_BL.shape
+    if is_packed(lengths):
+        return first_positions(lengths, length)
+    return jnp.zeros((rows, 1), jnp.int32)
 
 
 def _target_projection(config: BertConfig, targets: int) -> Projection:

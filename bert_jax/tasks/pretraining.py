@@ -190,7 +190,7 @@ class Pretraining(Task):
             rngs=None if dropout_key is None else {"dropout": dropout_key},
             method="score",
         )
-        losses_BM, correct_BM, pair_logits_B2 = scores
+        losses_BM, correct_BM, pair_logits = scores
         surprise_BM = -jnp.asarray(self._unigram_log_probabilities)[labels_BM]
         masked = jnp.sum(weights_BM)
         sums = {
@@ -199,9 +199,9 @@ class Pretraining(Task):
             "unigram_loss": Ratio(jnp.sum(surprise_BM * weights_BM), masked),
             "tokens": Ratio(jnp.sum(batch["lengths"]).astype(jnp.float32), jnp.ones(())),
         }
-        if pair_logits_B2 is not None:
+        if pair_logits is not None:
             name = str(self._objective)
-            pair = (pair_logits_B2, batch["next_sentence_label"], batch["example_weights"])
+            pair = (pair_logits, batch["next_sentence_label"], batch["example_weights"])
             sums[f"{name}_loss"] = Ratio(*cross_entropy_sum(*pair))
             sums[f"{name}_accuracy"] = Ratio(*correct_sum(*pair))
         return sums
@@ -332,9 +332,10 @@ class Pretraining(Task):
         In rows that several sequences share, a token attends within its own.
         """
         share = self.config.data.masking.share
-        first = 0.0 if self._objective is Objective.NONE else 1 / length
         packing = self._training_streams[self._max_lengths.index(length)].packing
         attended = length if packing is None else packing.attended_length
+        own = length if packing is None else packing.mean_length
+        first = 0.0 if self._objective is Objective.NONE else 1 / own
         return train_flops_per_token(self.description.config, attended, share, share + first)
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:

@@ -1,5 +1,7 @@
 """The stream of examples is a function from rows to arrays, over one corpus or several."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -115,12 +117,12 @@ def test_padding_has_no_tokens_and_no_weight(corpus):
     assert all((array[3:] == 0).all() for array in padded.values())
 
 
-def make_packed_stream(corpora, weights=(1.0,), length=LENGTH):
+def packed_stream(corpora, weights=(1.0,), length=LENGTH, objective=Objective.NONE):
     return ExampleStream(
         [corpus.split("train") for corpus in corpora],
         weights,
         corpora[0].tokenizer,
-        PairOptions(length, Objective.NONE, sequences_per_row=4),
+        PairOptions(length, objective, sequences_per_row=4),
         MaskingOptions(length),
         seed=0,
         purpose="test",
@@ -139,7 +141,7 @@ def sequences_of(batch):
 
 @pytest.mark.parametrize("length", [LENGTH, 24])  # 24: a chunk has several sequences
 def test_packed_rows_hold_the_sequences_of_unpacked_ones(corpus, length):
-    stream = make_packed_stream([corpus], length=length)
+    stream = packed_stream([corpus], length=length)
     batch = stream.batch(100, 40)
     assert batch["token_ids"].shape == (40, length) and batch["lengths"].shape == (40, 4)
     assert batch["lengths"].sum(axis=1).max() <= length
@@ -164,13 +166,63 @@ def test_packed_rows_hold_the_sequences_of_unpacked_ones(corpus, length):
         assert {bytes(s[1:-1]) for s in sequences_of(batch)} <= {bytes(text) for text in texts}
 
 
-def test_a_packed_row_does_not_depend_on_its_batch(corpus):
-    stream = make_packed_stream([corpus, corpus], (0.3, 0.7))
+@pytest.mark.parametrize("objective", [Objective.NEXT_SENTENCE, Objective.SENTENCE_ORDER])
+def test_packed_pairs_are_those_of_unpacked_rows(corpus, objective):
+    singles, tokenizer = make_stream([corpus], objective=objective), corpus.tokenizer
+    rows = singles.batch(0, singles.epoch_sizes()[0])
+    labels_of = {
+        bytes(row[:length]): label
+        for row, length, label in zip(
+            unmask(rows), rows["lengths"], rows["next_sentence_label"], strict=True
+        )
+    }
+    stream = packed_stream([corpus], objective=objective)
+    batch = stream.batch(0, stream.rows_per_epoch())
+    is_one = batch["lengths"] > 0
+    assert batch["lengths"].sum(axis=1).max() <= LENGTH
+    assert not batch["next_sentence_label"][~is_one].any()
+    np.testing.assert_array_equal(batch["example_weights"], is_one)
+    sequences = list(sequences_of(batch))
+    assert len(sequences) > len(batch["lengths"])
+    # All are there; where the plan knows a shorter bound, the pair is cut otherwise.
+    assert len(sequences) == pytest.approx(singles.epoch_sizes()[0], rel=0.01)
+    same = [bytes(sequence) in labels_of for sequence in sequences]
+    assert np.mean(same) > 0.8
+    labels = batch["next_sentence_label"][is_one]
+    for sequence, label, known in zip(sequences, labels, same, strict=True):
+        assert not known or labels_of[bytes(sequence)] == label
+        assert sequence[0] == tokenizer.cls_id and sequence[-1] == tokenizer.sep_id
+        assert np.count_nonzero(sequence == tokenizer.sep_id) == 2
+    assert labels.mean() == pytest.approx(0.5, abs=0.1)
+    ends = np.cumsum(batch["lengths"], axis=1)[is_one]
+    for row, end, sequence in zip(np.nonzero(is_one)[0], ends, sequences, strict=True):
+        segments = batch["segment_ids"][row, end - len(sequence) : end]
+        middle = int(np.flatnonzero(sequence == tokenizer.sep_id)[0])
+        assert segments.tolist() == [0] * (middle + 1) + [1] * (len(sequence) - middle - 1)
+
+
+@pytest.mark.parametrize("objective", [Objective.NONE, Objective.NEXT_SENTENCE])
+def test_what_packing_comes_to_is_what_rows_hold(corpus, objective):
+    stream = packed_stream([corpus], objective=objective)
+    lengths = stream.batch(0, stream.rows_per_epoch())["lengths"]
+    assert stream.packing.efficiency == pytest.approx(
+        lengths.sum() / len(lengths) / LENGTH, rel=0.03
+    )
+    assert stream.packing.sequences_per_row == pytest.approx(
+        np.count_nonzero(lengths) / len(lengths), rel=0.03
+    )
+    assert stream.packing.mean_length == pytest.approx(lengths[lengths > 0].mean(), rel=0.03)
+
+
+@pytest.mark.parametrize("objective", [Objective.NONE, Objective.NEXT_SENTENCE])
+def test_a_packed_row_does_not_depend_on_its_batch(corpus, objective):
+    stream_of = functools.partial(packed_stream, objective=objective)
+    stream = stream_of([corpus, corpus], (0.3, 0.7))
     end = stream.rows_per_epoch()  # where a window ends
     whole = stream.batch(end - 30, 60)
     for first, rows in ((end - 30, 20), (end - 10, 39), (end + 29, 1)):
         expected = {name: array[first - end + 30 :][:rows] for name, array in whole.items()}
-        assert_equal(make_packed_stream([corpus, corpus], (0.3, 0.7)).batch(first, rows), expected)
+        assert_equal(stream_of([corpus, corpus], (0.3, 0.7)).batch(first, rows), expected)
     everything = stream.batch(0, end)
     # A process may be asked for a row that holds nothing.
     for row in np.flatnonzero(everything["lengths"].sum(axis=1) == 0)[:2].tolist():
@@ -179,16 +231,17 @@ def test_a_packed_row_does_not_depend_on_its_batch(corpus):
     assert counts[0] / counts.sum() == pytest.approx(0.3, abs=0.01)
 
 
-def test_no_special_token_of_a_packed_row_is_masked(corpus):
-    batch = make_packed_stream([corpus]).batch(0, 200)
+@pytest.mark.parametrize(
+    ("objective", "frame"), [(Objective.NONE, 2), (Objective.NEXT_SENTENCE, 3)]
+)
+def test_no_special_token_of_a_packed_row_is_masked(corpus, objective, frame):
+    batch = packed_stream([corpus], objective=objective).batch(0, 200)
     labels = batch["masked_labels"][batch["masked_weights"] > 0]
     assert not np.isin(labels, list(corpus.tokenizer.special_ids)).any()
-    maskable = batch["lengths"].sum() - 2 * np.count_nonzero(batch["lengths"])
+    maskable = batch["lengths"].sum() - frame * np.count_nonzero(batch["lengths"])
     assert len(labels) / maskable == pytest.approx(0.15, abs=0.01)
 
 
-def test_pairs_cannot_be_packed():
-    with pytest.raises(UserError, match="only single segments can share a row"):
-        PairOptions(LENGTH, Objective.NEXT_SENTENCE, sequences_per_row=2)
+def test_a_row_holds_a_sequence_at_least():
     with pytest.raises(UserError, match="sequences_per_row is 0; give 1"):
         PairOptions(LENGTH, Objective.NONE, sequences_per_row=0)

@@ -150,20 +150,20 @@ def test_a_classifier_scores_each_sequence(unroll: int, with_pooler: bool) -> No
         np.testing.assert_allclose(packed[row, place], expected[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("unroll", [1, 2])
-def test_masked_tokens_are_predicted_from_their_own_sequence(unroll: int) -> None:
-    model = PretrainingModel(dataclasses.replace(CONFIG, unroll=unroll), next_sentence=False)
+@pytest.mark.parametrize(("unroll", "next_sentence"), [(1, False), (2, False), (2, True)])
+def test_both_heads_read_a_sequence_of_its_own(unroll: int, next_sentence: bool) -> None:
+    model = PretrainingModel(dataclasses.replace(CONFIG, unroll=unroll), next_sentence)
     positions = np.tile(np.arange(0, LENGTH, 2, dtype=np.int32), (len(IDS), 1))
     params = initial(model, IDS, SEGMENTS, PACKED[:, 0], positions)
     score = jax.jit(functools.partial(model.apply, deterministic=True))
-    packed, _ = score(params, IDS, SEGMENTS, PACKED, positions)
-    for row, _, where in sequences():
+    packed, packed_pairs = score(params, IDS, SEGMENTS, PACKED, positions)
+    for row, place, where in sequences():
         asked = [place for place in positions[row] if where.start <= place < where.stop]
-        if not asked:
-            continue
         own = np.zeros_like(positions[:1])
         own[0, : len(asked)] = np.array(asked) - where.start
-        expected, _ = score(params, *alone(row, where), own)
+        expected, expected_pairs = score(params, *alone(row, where), own)
+        if next_sentence:
+            np.testing.assert_allclose(packed_pairs[row, place], expected_pairs[0], atol=2e-5)
         np.testing.assert_allclose(
             packed[row, [place // 2 for place in asked]], expected[0, : len(asked)], atol=2e-5
         )

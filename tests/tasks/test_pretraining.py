@@ -132,9 +132,10 @@ def test_objectives_change_heads_losses_and_nothing_else(make_task):
         assert values["loss"] == pytest.approx(sum(values[name] for name in losses), rel=1e-6)
 
 
-def test_packed_rows_give_the_loss_of_single_ones(make_task):
+@pytest.mark.parametrize("objective", ["none", "nsp"])
+def test_packed_rows_give_the_loss_of_single_ones(make_task, objective):
     task = make_task(
-        data__objective="none",
+        data__objective=objective,
         data__sequences_per_row=3,
         data__max_length=64,  # a chunk of the corpus is a sequence; shorter rows would cut them up
         model__hidden_dropout=0,
@@ -153,9 +154,9 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task):
     sums_of = compiled_sums(task)
     packed = sums_of(params, batch)
 
-    totals, tokens = np.zeros(2), 0
+    totals, tokens = {name: np.zeros(2) for name in task.losses}, 0
     for row, lengths in enumerate(batch["lengths"]):
-        for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+        for number, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
             masked = batch["masked_positions"][row]
             own = (masked >= end - length) & (masked < end)
             place = np.s_[row : row + 1, end - length : end]
@@ -167,18 +168,26 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task):
                 "masked_positions": np.where(own, masked - (end - length), 0)[None],
                 "masked_labels": batch["masked_labels"][row : row + 1],
                 "masked_weights": batch["masked_weights"][row : row + 1] * own,
+                "next_sentence_label": batch["next_sentence_label"][row : row + 1, number],
+                "example_weights": batch["example_weights"][row : row + 1, number],
             }
-            if own.any():
-                sums = sums_of(params, alone)
-                totals += [sums["mlm_loss"].total, sums["mlm_loss"].weight]
+            if length:
+                for name, loss in sums_of(params, alone).items():
+                    if name in totals:
+                        totals[name] += [loss.total, loss.weight]
             tokens += length
-    np.testing.assert_allclose(packed["mlm_loss"].total, totals[0], rtol=1e-5)
-    assert packed["mlm_loss"].weight == totals[1]
+    for name, (total, weight) in totals.items():
+        np.testing.assert_allclose(packed[name].total, total, rtol=1e-5)
+        assert packed[name].weight == weight
     assert packed["tokens"].total == tokens
     assert "sequences a row" in task.phases[0].description
     assert task.validation_batch(task.phases[0], 0, 4, slice(0, 4))["lengths"].shape == (4,)
+
+
+def test_a_token_of_a_shared_row_attends_to_fewer(make_task):
     single = make_task(data__objective="none", data__max_length=64)
-    assert task.flops_per_token(64) < single.flops_per_token(64)
+    shared = make_task(data__objective="none", data__max_length=64, data__sequences_per_row=3)
+    assert shared.flops_per_token(64) < single.flops_per_token(64)
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
