@@ -74,7 +74,9 @@ class Projection(nn.Module):
         return self._project(inputs, kernel, self.bias[number])
 
     def _project(self, inputs: Array, kernel: Array, bias: Array) -> Array:
-        return self._product(inputs, kernel) + bias.astype(self.dtype)
+        # In float32, so that the bias's gradient, a sum over all tokens, is.
+        outputs = self._product(inputs, kernel).astype(jnp.float32) + bias
+        return outputs.astype(self.dtype)
 
     def _product(self, inputs: Array, kernel: Array) -> Array:
         return contract(inputs.astype(self.dtype), kernel.astype(self.dtype), self.contracted)
