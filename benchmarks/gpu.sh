@@ -25,6 +25,8 @@ step base:128:256,unroll=12,attention=triton
 step base:128:256,unroll=12,attention=triton none --compiler_option xla_gpu_enable_triton_gemm=False
 # Rows that are full, as those of the trainers are that have no next sentences.
 step base:128:256,unroll=12,attention=triton,data.objective=none
+# And those of pairs, of which two may share one.
+step base:128:256,unroll=12,attention=triton,data.sequences_per_row=2 none
 step large:512:32,unroll=24,attention=cudnn,attention_dropout=0.0
 step base:512:64,unroll=12,attention=cudnn,attention_dropout=0.0
 step large:128:128,unroll=24,attention=triton

@@ -300,7 +300,7 @@ def measure(
 
 
 def tell(
-    size: str, task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float
+    shape: Shape, task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float
 ) -> tuple[str, str]:
     """Prints the table of a shape; gives what was measured, and what it came to, in words."""
     import jax
@@ -317,12 +317,11 @@ def tell(
         if getattr(model, name) != "xla"
     ]
     what = (
-        f"training step of BERT-{size}, length {config.data.max_length}, batch "
+        f"training step of BERT-{shape.size}, length {config.data.max_length}, batch "
         f"{config.batch_size}, {model.compute_dtype}, attention dropout "
         f"{model.attention_dropout:g}"
     )
-    if config.data.objective != "nsp":
-        what += f", objective {config.data.objective}"
+    what += "".join(f", {key}={value}" for key, value in shape.settings.items() if "." in key)
     print(f"{what}, vocabulary {VOCABULARY_SIZE}, {tokens_a_step:,.0f} real tokens a step")
     print(f"{'':38} {'median ms':>10} {'fastest ms':>11} {'tokens/s':>10} {'MFU':>6} {'times':>6}")
     for name, median in medians.items():
@@ -398,7 +397,7 @@ def main() -> None:
         turns = {OURS: our_turn(task, *ours.result()), **turns}
         turns[OURS](warm_up)
         seconds, tokens, batches = measure(turns, task, arguments.rounds, arguments.updates)
-        what, figure = tell(measured.size, task, seconds, tokens)
+        what, figure = tell(measured, task, seconds, tokens)
         if arguments.profile:
             with jax.profiler.trace(arguments.profile):
                 turns[OURS](batches)
