@@ -40,6 +40,7 @@ def main() -> None:
             ("sop, masked by token", Objective.SENTENCE_ORDER, Unit.TOKEN, 1),
             ("none, masked by token", Objective.NONE, Unit.TOKEN, 1),
             ("none, packed", Objective.NONE, Unit.TOKEN, 16),
+            ("nsp, packed", Objective.NEXT_SENTENCE, Unit.TOKEN, 16),
         )
     ]
     print(f"length {arguments.max_length}, batches of {arguments.batch_size}, one core")

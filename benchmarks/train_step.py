@@ -68,7 +68,12 @@ def shape(text: str) -> Shape:
 def compiler_option(text: str) -> tuple[str, Any]:
     """Reads `NAME=VALUE`, the value as Python writes it."""
     name, _, value = text.partition("=")
-    return name, ast.literal_eval(value)
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not NAME=VALUE, such as some_flag=False"
+        ) from None
 
 
 def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
@@ -300,7 +305,11 @@ def measure(
 
 
 def tell(
-    shape: Shape, task: Any, seconds: Mapping[str, list[float]], tokens_a_step: float
+    shape: Shape,
+    options: list[tuple[str, Any]],
+    task: Any,
+    seconds: Mapping[str, list[float]],
+    tokens_a_step: float,
 ) -> tuple[str, str]:
     """Prints the table of a shape; gives what was measured, and what it came to, in words."""
     import jax
@@ -321,7 +330,8 @@ def tell(
         f"{config.batch_size}, {model.compute_dtype}, attention dropout "
         f"{model.attention_dropout:g}"
     )
-    what += "".join(f", {key}={value}" for key, value in shape.settings.items() if "." in key)
+    apart = [each for each in shape.settings.items() if "." in each[0]] + options
+    what += "".join(f", {key}={value}" for key, value in apart)
     print(f"{what}, vocabulary {VOCABULARY_SIZE}, {tokens_a_step:,.0f} real tokens a step")
     print(f"{'':38} {'median ms':>10} {'fastest ms':>11} {'tokens/s':>10} {'MFU':>6} {'times':>6}")
     for name, median in medians.items():
@@ -385,6 +395,8 @@ def main() -> None:
 
     for measured in arguments.shapes:
         task = pretraining_task(arguments, measured)
+        if task.config.data.sequences_per_row > 1 and arguments.peers != ["none"]:
+            parser.error("the peers cannot read rows that sequences share; give --peers none")
         warm_up = [
             task.training_batch(number, slice(0, task.config.batch_size)) for number in range(2)
         ]
@@ -397,7 +409,7 @@ def main() -> None:
         turns = {OURS: our_turn(task, *ours.result()), **turns}
         turns[OURS](warm_up)
         seconds, tokens, batches = measure(turns, task, arguments.rounds, arguments.updates)
-        what, figure = tell(measured, task, seconds, tokens)
+        what, figure = tell(measured, arguments.compiler_option, task, seconds, tokens)
         if arguments.profile:
             with jax.profiler.trace(arguments.profile):
                 turns[OURS](batches)

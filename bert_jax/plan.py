@@ -9,7 +9,8 @@ for the devices of this machine. Memory and collectives are the compiler's; FLOP
 formula; times follow from them and the MFU that is asked for. Nothing is run.
 
 Of pretraining, the corpus need not be at hand: with ``--vocabulary_size``, and for ``corpus=docs``,
-one of made-up words stands in for it, for the step depends on its vocabulary's size alone. The
+one of made-up words stands in for it, for the step depends on its vocabulary's size alone (and its
+FLOPs, where sequences share rows, on their lengths: they are counted as if each filled one). The
 search for the largest batch compiles some five times, which takes minutes; ``--no_search`` leaves
 it out, and ``--quick`` compiles with the compiler's least effort: several times faster, and the
 program takes more memory than the one that would run.

@@ -29,7 +29,7 @@ from bert_jax.data.randomness import purpose_seed, random_words, uniforms
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 
-_SAMPLED_ROWS = 256  # whose real lengths tell what packing comes to
+_SAMPLED_ROWS = 2048  # whose real lengths tell what packing comes to
 
 
 class ExampleStream:

@@ -116,7 +116,7 @@ class PackingPlan:
     Attributes:
       most: Q.
       rows_per_epoch: how many rows an epoch has.
-      packing: what it comes to.
+      packing: what it comes to for those lengths, which may be bounds.
     """
 
     def __init__(

@@ -259,7 +259,9 @@ def build_rows(
     """
     chunk_numbers, where = index.locate(windows)
     chunks = source.read(chunk_numbers)
-    if options.is_packed:  # the plan of what shares a row knows no more
+    # Of a shared row, the plan knows no more than this bound. Where it is less than the target, a
+    # pair is cut elsewhere than in a row of its own, and a random B starts elsewhere.
+    if options.is_packed:
         targets = longest_texts(index, windows, uniforms, options)
     else:
         targets = _target_lengths(uniforms, options)

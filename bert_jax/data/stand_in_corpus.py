@@ -8,13 +8,14 @@ from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
 
 _DOCUMENTS = 4
-_SENTENCES = 8
+_WORDS = 10  # of a sentence
 
 
 def write_stand_in_corpus(directory: Path, *, vocabulary_size: int, max_length: int) -> None:
     """Writes a small corpus of made-up words.
 
-    What a step computes depends on a corpus only by its vocabulary's size.
+    What a step computes depends on a corpus only by its vocabulary's size. Where sequences share
+    rows, how many do so depends on their lengths: these are long, and hardly any shares its row.
 
     Args:
       directory: where it is written; does not exist.
@@ -33,8 +34,8 @@ def write_stand_in_corpus(directory: Path, *, vocabulary_size: int, max_length: 
     names = [f"w{number}" for number in range(words)]
     tokenizer = WordPieceTokenizer([*SPECIAL_TOKENS, *names], lowercase=True)
     text = directory.with_suffix(".jsonl")
-    sentence = " ".join((names * 10)[:10]).capitalize() + ". "
-    document = json.dumps({"text": sentence * _SENTENCES})
+    sentence = " ".join((names * _WORDS)[:_WORDS]).capitalize() + ". "
+    document = json.dumps({"text": sentence * (4 * max_length // _WORDS)})
     text.write_text(f"{document}\n" * _DOCUMENTS, encoding="utf-8")
     options = PrepareOptions(
         vocabulary=tokenizer, max_length=max_length, validation_share=0.0, workers=0

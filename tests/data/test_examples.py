@@ -201,6 +201,16 @@ def test_packed_pairs_are_those_of_unpacked_rows(corpus, objective):
         assert segments.tolist() == [0] * (middle + 1) + [1] * (len(sequence) - middle - 1)
 
 
+@pytest.mark.parametrize("length", [LENGTH, 24])  # 24: a chunk has several windows
+@pytest.mark.parametrize("objective", list(Objective))
+def test_no_sequence_is_longer_than_the_plan_supposes(corpus, objective, length):
+    stream = packed_stream([corpus, corpus], (0.3, 0.7), length, objective)
+    numbers = np.arange(1000, 3000)
+    longest, lengths = stream._longest_lengths(numbers), stream._build(numbers)["lengths"]
+    assert (lengths <= longest).all() and (longest <= length).all()
+    assert (lengths == longest).mean() > 0.1
+
+
 @pytest.mark.parametrize("objective", [Objective.NONE, Objective.NEXT_SENTENCE])
 def test_what_packing_comes_to_is_what_rows_hold(corpus, objective):
     stream = packed_stream([corpus], objective=objective)
@@ -212,6 +222,8 @@ def test_what_packing_comes_to_is_what_rows_hold(corpus, objective):
         np.count_nonzero(lengths) / len(lengths), rel=0.03
     )
     assert stream.packing.mean_length == pytest.approx(lengths[lengths > 0].mean(), rel=0.03)
+    attended = np.square(lengths).sum() / lengths.sum()
+    assert stream.packing.attended_length == pytest.approx(attended, rel=0.03)
 
 
 @pytest.mark.parametrize("objective", [Objective.NONE, Objective.NEXT_SENTENCE])

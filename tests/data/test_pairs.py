@@ -168,10 +168,11 @@ def test_cuts_fall_on_both_ends(make_split):
         assert abs(np.var(fronts) - 2.5) < 0.4
 
 
+@pytest.mark.parametrize("shared", [1, 4])
 @pytest.mark.parametrize("capacity", [126, 510])
-def test_lengths_do_not_tell_the_label(make_split, random_documents, capacity):
+def test_lengths_do_not_tell_the_label(make_split, random_documents, capacity, shared):
     split = make_split(random_documents(5, 300, capacity))
-    rows = build(split, PairOptions(128), rows=50_000)
+    rows = build(split, PairOptions(128, sequences_per_row=shared), rows=50_000)
     first = np.array([len(a) for a, _ in segments(rows)])
     second = np.array([len(b) for _, b in segments(rows)])
     features = np.stack([first, second, 128 - rows.lengths_B])

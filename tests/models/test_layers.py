@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from flax import linen as nn
 
 from bert_jax.models.layers import Dropout, LayerNorm, Projection, contract, dropout, gelu
 
@@ -153,6 +154,19 @@ def test_contract_is_tensordot_with_its_gradients(
     theirs = jax.grad(loss(jnp.tensordot), argnums=(0, 1))(x, w)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32() -> None:
+    module = Projection((4, 3), (None, None), 0.02, jnp.dtype("bfloat16"))
+    tokens = 4097  # which bfloat16 has not
+    inputs = jnp.ones((tokens, 4), jnp.bfloat16)
+    params = module.init(jax.random.key(0), inputs)
+
+    def total(params: dict[str, dict[str, jax.Array]]) -> jax.Array:
+        return jnp.sum(module.apply(params, inputs).astype(jnp.float32))
+
+    bias_gradient = jax.jit(jax.grad(total))(params)["params"]["bias"]
+    np.testing.assert_array_equal(nn.unbox(bias_gradient), tokens)
 
 
 def test_contract_can_give_float32_of_bfloat16() -> None:

@@ -150,7 +150,9 @@ def test_a_classifier_scores_each_sequence(unroll: int, with_pooler: bool) -> No
         np.testing.assert_allclose(packed[row, place], expected[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("unroll", "next_sentence"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("unroll", "next_sentence"), [(1, False), (2, False), (1, True), (2, True)]
+)
 def test_both_heads_read_a_sequence_of_its_own(unroll: int, next_sentence: bool) -> None:
     model = PretrainingModel(dataclasses.replace(CONFIG, unroll=unroll), next_sentence)
     positions = np.tile(np.arange(0, LENGTH, 2, dtype=np.int32), (len(IDS), 1))

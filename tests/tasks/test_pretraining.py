@@ -8,6 +8,7 @@ from task_evaluation import compiled_sums, initialise, run_evaluation
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
+from bert_jax.models.flops import train_flops_per_token
 from bert_jax.tasks.base import load_task
 
 
@@ -184,10 +185,15 @@ def test_packed_rows_give_the_loss_of_single_ones(make_task, objective):
     assert task.validation_batch(task.phases[0], 0, 4, slice(0, 4))["lengths"].shape == (4,)
 
 
-def test_a_token_of_a_shared_row_attends_to_fewer(make_task):
-    single = make_task(data__objective="none", data__max_length=64)
-    shared = make_task(data__objective="none", data__max_length=64, data__sequences_per_row=3)
-    assert shared.flops_per_token(64) < single.flops_per_token(64)
+def test_flops_of_shared_rows_are_those_of_their_sequences(make_task):
+    task = make_task(data__max_length=64, data__sequences_per_row=3)
+    rows = task._training_streams[0].rows_per_epoch()
+    lengths = task.training_batch(0, slice(0, rows))["lengths"]
+    tokens, share = lengths.sum(), task.config.data.masking.share
+    attended = np.square(lengths).sum() / tokens
+    pooled = np.count_nonzero(lengths) / tokens
+    expected = train_flops_per_token(task.description.config, attended, share, share + pooled)
+    assert task.flops_per_token(64) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
