@@ -104,25 +104,26 @@ def test_only_what_is_read_is_given_with_the_same_gradients(
     positions = np.array([[0, 3, 3], [8, 0, 1], [0, 0, 0], [15, 0, 2]], np.int32)
 
     @functools.partial(jax.jit, static_argnames="gathered")
-    def read(params: dict[str, Any], *, gathered: bool) -> jax.Array:
-        positions_BP = positions if gathered else None
-        hidden = encoder.apply(params, *inputs, deterministic=True, positions_BP=positions_BP)
-        if not gathered:
-            hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-        return hidden
+    def read(params: dict[str, Any], *, gathered: bool) -> tuple[Any, jax.Array]:
+        """The gradients of some loss of what is read, and that."""
 
-    def gradients(gathered: bool) -> Any:
-        def loss(params: dict[str, Any]) -> jax.Array:
-            return jnp.sum(jnp.sin(read(params, gathered=gathered)))
+        def loss(params: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            positions_BP = positions if gathered else None
+            hidden = encoder.apply(params, *inputs, deterministic=True, positions_BP=positions_BP)
+            if not gathered:
+                hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+            return jnp.sum(jnp.sin(hidden)), hidden
 
-        return jax.jit(jax.grad(loss))(nn.unbox(params))
+        return jax.grad(loss, has_aux=True)(params)
 
-    mine, all_ = (read(params, gathered=gathered) for gathered in (True, False))
+    (gradients, mine), (all_gradients, all_) = (
+        read(nn.unbox(params), gathered=gathered) for gathered in (True, False)
+    )
     np.testing.assert_allclose(mine, all_, atol=2e-6)
     jax.tree.map(
         lambda ours, all_: np.testing.assert_allclose(ours, all_, rtol=1e-4, atol=2e-5),
-        gradients(True),
-        gradients(False),
+        gradients,
+        all_gradients,
     )
 
 

@@ -21,40 +21,49 @@ BATCH, LENGTH = 16, 64
 
 
 @pytest.fixture(scope="module")
-def compile_step(corpus_directory):
-    """Compiles the pretraining step of a model of two layers: (**overrides) -> program, step."""
+def make_step(corpus_directory):
+    """Makes a pretraining step: (size, **overrides of the model) -> task, program, batch, mesh."""
 
-    def compile_with(**model):
-        config = load_config(f"configs/pretrain.py:L2_H128,corpus={corpus_directory}")
-        config.data.max_length, config.batch_size = LENGTH, BATCH
-        config.model.update(model)
-        task, mesh = load_task(config), make_mesh(config.mesh)
-        program = make_program(task, mesh)
-        batch = abstract_batch(task, task.phases[0], BATCH, mesh)
-        return task, program, program.compile(batch, mesh)
-
-    return compile_with
-
-
-def test_runs_of_other_seeds_and_learning_rates_share_the_program(corpus_directory):
-    def text(seed, learning_rate):
-        config = load_config(f"configs/pretrain.py:L1_H64,corpus={corpus_directory}")
+    def make(size, *, seed=0, learning_rate=1e-4, **model):
+        config = load_config(f"configs/pretrain.py:{size},corpus={corpus_directory}")
         config.data.max_length, config.batch_size, config.seed = LENGTH, BATCH, seed
         config.optimizer.learning_rate = learning_rate
+        config.model.update(model)
         task, mesh = load_task(config), make_mesh(config.mesh)
-        program = make_program(task, mesh)
         batch = abstract_batch(task, task.phases[0], BATCH, mesh)
-        return program.step.lower(program.state, batch, program.make_settings()).as_text()
+        return task, make_program(task, mesh), batch, mesh
+
+    return make
+
+
+def lowered(program, batch):
+    """The program as the compiler gets it."""
+    return program.step.lower(program.state, batch, program.make_settings()).as_text()
+
+
+def test_runs_of_other_seeds_and_learning_rates_share_the_program(make_step):
+    def text(seed, learning_rate):
+        _, program, batch, _ = make_step("L1_H64", seed=seed, learning_rate=learning_rate)
+        return lowered(program, batch)
 
     assert text(0, 1e-4) == text(7, 5e-3)
+
+
+def test_rolled_layers_are_compiled_once(make_step):
+    def dots(layers, unroll):
+        _, program, batch, _ = make_step("L2_H128", layers=layers, unroll=unroll)
+        return lowered(program, batch).count(" stablehlo.dot_general ")
+
+    assert dots(3, unroll=1) == dots(2, unroll=1) < dots(3, unroll=3)
 
 
 def count(compiled, operation):
     return compiled.as_text().count(f" {operation}(")
 
 
-def test_the_step_computes_moves_and_keeps_no_more_than_it_must(compile_step):
-    task, program, compiled = compile_step()
+def test_the_step_computes_moves_and_keeps_no_more_than_it_must(make_step):
+    task, program, batch, mesh = make_step("L2_H128")
+    compiled = program.compile(batch, mesh)
     # Products: of each layer 6 forward, those of attention 2, each with two of the backward pass,
     # the heads', and the gradients of what is added to every row; none is computed twice.
     assert count(compiled, "dot") <= 64
@@ -71,13 +80,6 @@ def test_the_step_computes_moves_and_keeps_no_more_than_it_must(compile_step):
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == bytes_per_device(program.state)
     assert memory.temp_size_in_bytes <= 26e6
-
-
-def test_rolled_layers_are_compiled_once(compile_step):
-    def dots(layers):
-        return count(compile_step(layers=layers, unroll=1)[2], "dot")
-
-    assert dots(3) == dots(2)
 
 
 def test_nothing_is_compiled_or_moved_by_itself_in_the_loop(tmp_path, monkeypatch):
