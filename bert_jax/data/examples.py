@@ -21,12 +21,12 @@ from bert_jax.data.pairs import (
     Objective,
     PairOptions,
     Rows,
-    WindowIndex,
     build_rows,
     longest_texts,
 )
 from bert_jax.data.randomness import purpose_seed, random_words, uniforms
 from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.data.window_index import WindowIndex
 from bert_jax.errors import UserError
 
 _SAMPLED_ROWS = 2048  # whose real lengths tell what packing comes to
@@ -90,8 +90,9 @@ class ExampleStream:
                 purpose=purpose,
             )
             # The plan knows bounds of the lengths only.
-            sample = self._packed(plan, 0, min(plan.rows_per_epoch, _SAMPLED_ROWS))
-            self.packing = packing_of(sample["lengths"], pairs.max_length)
+            sampled = min(plan.rows_per_epoch, _SAMPLED_ROWS)
+            lengths = self._packed(plan, 0, sampled)["lengths"]
+            self.packing = packing_of(lengths[lengths > 0], sampled, pairs.max_length)
 
     def epoch_sizes(self) -> list[int]:
         """Sequences of one epoch of each corpus."""
@@ -123,7 +124,7 @@ class ExampleStream:
         lengths = sequences["lengths"]
         masked = mask_rows(
             sequences["token_ids"],
-            lengths if self._plan_of_rows is None else lengths.sum(axis=1),
+            lengths.reshape(rows, -1).sum(axis=1),
             self._uniforms("masks", first_row, rows, self._masking.uniforms_per_row),
             self._words("mask order", first_row, rows, self._masking.words_per_row),
             self._masking,

@@ -85,15 +85,16 @@ class Packing(NamedTuple):
         )
 
 
-def packing_of(lengths_RQ: np.ndarray, max_length: int) -> Packing:
-    """What packing came to in some rows.
+def packing_of(lengths: np.ndarray, rows: float, max_length: int) -> Packing:
+    """What packing comes to.
 
     Args:
-      lengths_RQ: int, tokens of each sequence; 0 where there is none.
+      lengths: int [N], tokens of each sequence.
+      rows: how many rows they take; no whole number where that is an average.
       max_length: L.
     """
-    lengths = lengths_RQ[lengths_RQ > 0].astype(np.float64)
-    tokens, rows = float(lengths.sum()), len(lengths_RQ)
+    lengths = lengths.astype(np.float64)
+    tokens = float(lengths.sum())
     return Packing(
         sequences_per_row=len(lengths) / rows,
         efficiency=tokens / rows / max_length,
@@ -143,14 +144,8 @@ class PackingPlan:
             rows = math.ceil(rows * share * (1 + _SLACK))
         self._rows = rows  # of a window
         self.rows_per_epoch = self._windows * rows
-        per_row = epoch / self.rows_per_epoch
-        tokens = float(lengths.sum())
-        self.packing = Packing(
-            sequences_per_row=per_row,
-            efficiency=per_row * tokens / len(lengths) / max_length,
-            mean_length=tokens / len(lengths),
-            attended_length=float(np.square(lengths.astype(np.float64)).sum()) / tokens,
-        )
+        taken = len(lengths) / epoch * self.rows_per_epoch
+        self.packing = packing_of(lengths, taken, max_length)
         self._last: tuple[int, np.ndarray, np.ndarray] = (-1, *2 * (np.empty(0, np.int64),))
 
     def sequences_before(self, row: int) -> int:

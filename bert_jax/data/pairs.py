@@ -33,6 +33,7 @@ from bert_jax.data.framing import (
     truncated_lengths,
 )
 from bert_jax.data.randomness import below
+from bert_jax.data.window_index import WindowIndex
 from bert_jax.errors import UserError
 
 # [CLS] A [SEP] B [SEP] with a token or two in each segment.
@@ -42,8 +43,6 @@ _SHORT, _SHORT_LENGTH, _SPLIT, _LABEL, _END, _PARTNER_SPLIT, _PARTNERS = range(7
 _PARTNER_CANDIDATES = 4
 # Longer than most sentences, so that a cut end is as likely to be a sentence's end as any place.
 _MOST_CUT_AT_END = 32
-# A full chunk may lack so many tokens: it is not cut inside a word.
-_WORD_PIECES = 8
 UNIFORMS_PER_ROW = _PARTNERS + _PARTNER_CANDIDATES
 
 
@@ -142,44 +141,6 @@ class Rows(NamedTuple):
     segment_ids_BL: np.ndarray
     lengths_B: np.ndarray
     labels_B: np.ndarray
-
-
-class WindowIndex:
-    """Numbers the windows that a source's chunks offer to rows of a given capacity.
-
-    A chunk that fits a row is one window. A corpus that was prepared for longer sequences offers
-    each chunk as several windows, so that an epoch still sees every part of the text about once.
-    """
-
-    def __init__(self, lengths: np.ndarray, capacity: int):
-        self._parts = np.maximum(np.rint(lengths / capacity), 1).astype(np.int64)
-        self._ends = np.cumsum(self._parts)
-        self._lengths = lengths
-        self._full = int(lengths.max()) - _WORD_PIECES
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def room(self, windows: np.ndarray, capacity: int) -> np.ndarray:
-        """The most text tokens of each window, known without reading its chunk: int64 [B]."""
-        chunks, where = self.locate(windows)
-        lengths = self._lengths[chunks].astype(np.int64)
-        return np.minimum(lengths - (where * lengths).astype(np.int64), capacity)
-
-    def is_cut(self, chunks: np.ndarray, at_end: np.ndarray) -> np.ndarray:
-        """Whether a window's end is where a full chunk was cut off, hardly ever a sentence's end.
-
-        Args:
-          chunks: int64 [B], the windows' chunks.
-          at_end: bool [B], whether they reach their chunk's end.
-        """
-        return at_end & (self._lengths[chunks] > self._full)
-
-    def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The chunk of each window, and how far into it the window starts as a share in [0, 1)."""
-        chunks = np.searchsorted(self._ends, windows, side="right")
-        parts = self._parts[chunks]
-        return chunks, (windows - (self._ends[chunks] - parts)) / parts
 
 
 class _Windows(NamedTuple):
@@ -342,7 +303,7 @@ def longest_texts(
       uniforms: as for `build_rows`.
       options: how to build rows.
     """
-    room = index.room(windows, options.capacity)
+    room = index.room(windows)
     if options.objective is Objective.NONE:
         return room
     # A pair has a token in each segment, wherever in its chunk it is.

@@ -186,7 +186,7 @@ class PretrainingModel(nn.Module):
         )
         if not self.next_sentence:
             return encode(positions_BP=masked_positions_BM), None
-        first_BQ = _first_positions(token_ids_BL, lengths)
+        first_BQ = first_positions(lengths, token_ids_BL.shape[1])
         hidden_BPD = encode(positions_BP=jnp.concatenate([first_BQ, masked_positions_BM], axis=1))
         first_BQD, masked_BMD = jnp.split(hidden_BPD, [first_BQ.shape[1]], axis=1)
         first = first_BQD if is_packed(lengths) else first_BQD[:, 0]
@@ -245,7 +245,7 @@ class SequenceClassifier(nn.Module):
     ) -> Array:
         """Gives float32 scores [B, T], or [B, Q, T] of rows of several sequences."""
         packed = is_packed(lengths)
-        first_BQ = _first_positions(token_ids_BL, lengths) if self.with_pooler else None
+        first_BQ = first_positions(lengths, token_ids_BL.shape[1]) if self.with_pooler else None
         hidden_BPD = self.encoder(
             token_ids_BL,
             segment_ids_BL,
@@ -290,14 +290,6 @@ class TokenClassifier(nn.Module):
         )
         scores_BLT: Array = self.classifier(self.drop(hidden_BLD, deterministic=deterministic))
         return scores_BLT
-
-
-def _first_positions(token_ids_BL: Array, lengths: Array) -> Array:
-    """Where the sequences of each row begin, which the pooler reads: [B, Q], or [B, 1]."""
-    rows, length = token_ids_BL.shape
-    if is_packed(lengths):
-        return first_positions(lengths, length)
-    return jnp.zeros((rows, 1), jnp.int32)
 
 
 def _target_projection(config: BertConfig, targets: int) -> Projection:

@@ -24,9 +24,14 @@ def sequence_numbers(lengths_BQ: Array, length: int) -> Array:
     return jnp.sum(jnp.arange(length)[:, None] >= ends_B1Q, axis=-1, dtype=jnp.int32)
 
 
-def first_positions(lengths_BQ: Array, length: int) -> Array:
-    """Where in its row of a length each sequence begins: int32 [B, Q]; unused ones anywhere."""
-    return jnp.minimum(jnp.cumsum(lengths_BQ, axis=1) - lengths_BQ, length - 1)
+def first_positions(lengths: Array, length: int) -> Array:
+    """Where in its row of a length each sequence begins: int32 [B, Q]; unused ones anywhere.
+
+    [B, 1] where a row is one sequence.
+    """
+    if not is_packed(lengths):
+        return jnp.zeros((len(lengths), 1), jnp.int32)
+    return jnp.minimum(jnp.cumsum(lengths, axis=1) - lengths, length - 1)
 
 
 def positions_within(lengths_BQ: Array, length: int) -> Array:

@@ -11,11 +11,11 @@ from bert_jax.data.pairs import (
     Objective,
     PairOptions,
     Rows,
-    WindowIndex,
     build_rows,
     truncated_lengths,
 )
 from bert_jax.data.randomness import random_words, uniforms
+from bert_jax.data.window_index import WindowIndex
 
 PAD, UNKNOWN, CLS, SEP, MASK, FIRST_ORDINARY = range(6)
 SPECIAL = SpecialTokens(pad=PAD, cls=CLS, sep=SEP)
