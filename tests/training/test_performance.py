@@ -49,7 +49,7 @@ def test_runs_of_other_seeds_and_learning_rates_share_the_program(make_step):
     assert text(0, 1e-4) == text(7, 5e-3)
 
 
-def test_rolled_layers_are_compiled_once(make_step):
+def test_rolled_layers_are_in_the_program_once(make_step):
     def dots(layers, unroll):
         _, program, batch, _ = make_step("L2_H128", layers=layers, unroll=unroll)
         return lowered(program, batch).count(" stablehlo.dot_general ")
