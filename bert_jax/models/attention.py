@@ -14,10 +14,9 @@ from flax import linen as nn
 
 from bert_jax.models.adaptation import add_low_rank_update
 from bert_jax.models.config import BertConfig
-from bert_jax.models.fused_attention import cudnn_attention, splash_attention
+from bert_jax.models.kernels import load_kernel
 from bert_jax.models.layers import Projection, Update, dropout
 from bert_jax.models.packing import is_packed, sequence_numbers
-from bert_jax.models.triton_attention import stacked_triton_attention, triton_attention
 
 Array = jax.Array
 
@@ -72,12 +71,19 @@ def dot_product_attention(
     return jnp.einsum("BNLS,BSNK->BLNK", probabilities_BNLS, value_BSNK)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
-    "xla": dot_product_attention,
-    "splash": splash_attention,
-    "cudnn": cudnn_attention,
-    "triton": stacked_triton_attention,
+# What computes the same in one kernel.
+_KERNELS = {
+    "splash": "fused_attention:splash_attention",
+    "cudnn": "fused_attention:cudnn_attention",
+    "triton": "triton_attention:stacked_triton_attention",
 }
+# And this from the three projections as they come, without a copy.
+_TRITON_ATTENTION = "triton_attention:triton_attention"
+
+
+def _implementation(name: str) -> Callable[..., Array]:
+    """The function of a name in `config.ATTENTIONS`."""
+    return dot_product_attention if name == "xla" else load_kernel(_KERNELS[name])
 
 
 class SelfAttention(nn.Module):
@@ -122,7 +128,7 @@ class SelfAttention(nn.Module):
         rate = config.attention_dropout
         whole = query_positions_BL is None and not config.is_adapted
         if config.attention == "triton" and whole:
-            context_BLNK = triton_attention(
+            context_BLNK = load_kernel(_TRITON_ATTENTION)(
                 projection.without_bias(hidden_BSD),
                 projection.bias,
                 lengths,
@@ -142,8 +148,9 @@ class SelfAttention(nn.Module):
                     (("query", queries_BLD), ("key", hidden_BSD), ("value", hidden_BSD))
                 )
             )
-            attend = IMPLEMENTATIONS[config.attention]
-            if query_positions_BL is not None:
+            if query_positions_BL is None:
+                attend = _implementation(config.attention)
+            else:
                 # Of few queries the scores are few, and a kernel would pad them to its blocks.
                 attend = partial(dot_product_attention, query_positions_BL=query_positions_BL)
             context_BLNK = attend(

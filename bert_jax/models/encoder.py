@@ -25,6 +25,7 @@ from bert_jax.errors import UserError
 from bert_jax.models.adaptation import Adapter, add_low_rank_update
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
+from bert_jax.models.kernels import load_kernel
 from bert_jax.models.layers import (
     Dropout,
     LayerNorm,
@@ -36,7 +37,6 @@ from bert_jax.models.layers import (
 )
 from bert_jax.models.logical_axes import constrain_hidden
 from bert_jax.models.packing import is_packed, positions_within
-from bert_jax.models.triton_norm import residual_norm
 from bert_jax.models.word_lookup import look_up
 
 Array = jax.Array
@@ -181,7 +181,7 @@ class EncoderLayer(nn.Module):
         norm: LayerNorm = getattr(self, f"{block}_norm")
         if update.bias_D is not None:
             normalise = partial(
-                residual_norm,
+                load_kernel("triton_norm:residual_norm"),
                 update_BLD=update.hidden_BLD,
                 update_bias_D=update.bias_D,
                 dropout_rate=self.config.hidden_dropout,

@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.models.attention import IMPLEMENTATIONS, dot_product_attention
+from bert_jax.models.attention import dot_product_attention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.fused_attention import cudnn_attention, splash_attention
@@ -168,7 +168,7 @@ def test_an_encoder_with_splash_attention_equals_one_with_xla(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a loop, and computed once more in the backward pass."""
-    monkeypatch.setitem(IMPLEMENTATIONS, "splash", interpreted)
+    monkeypatch.setattr("bert_jax.models.fused_attention.splash_attention", interpreted)
     differentiate = jax.jit(jax.value_and_grad(sum_of_sines), static_argnums=1)
     results = [
         differentiate(
@@ -187,7 +187,7 @@ def test_the_attention_of_few_queries_is_xlas(monkeypatch: pytest.MonkeyPatch) -
         called.append(inputs[0].shape)
         return interpreted(*inputs, **dropout)
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "splash", count)
+    monkeypatch.setattr("bert_jax.models.fused_attention.splash_attention", count)
     config = dataclasses.replace(SMALL, attention="splash", unroll=2)
     jax.eval_shape(functools.partial(sum_of_sines, config=config), initial_params())
     assert called == [(2, 16, 2, 16)]

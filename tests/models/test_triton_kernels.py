@@ -21,12 +21,11 @@ from flax import linen as nn
 from jax._src.mesh import AbstractDevice
 from jax.sharding import AbstractMesh
 
-from bert_jax.models import attention, encoder
 from bert_jax.models.attention import dot_product_attention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.layers import dropout, layer_norm
-from bert_jax.models.triton_attention import stacked_triton_attention, triton_attention
+from bert_jax.models.triton_attention import triton_attention
 from bert_jax.models.triton_norm import residual_norm
 
 Function = Callable[..., jax.Array]
@@ -147,13 +146,11 @@ def test_an_encoder_with_the_kernels_equals_one_without(
     settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a loop and unrolled, where the last layer is XLA's; and where the kernels give way."""
-    for module, name, kernel in (
-        (attention, "triton_attention", triton_attention),
-        (encoder, "residual_norm", residual_norm),
-    ):
-        monkeypatch.setattr(module, name, functools.partial(kernel, interpret=True))
-    stacked = functools.partial(stacked_triton_attention, interpret=True)
-    monkeypatch.setitem(attention.IMPLEMENTATIONS, "triton", stacked)
+    for module, kernel in (("triton_attention", triton_attention), ("triton_norm", residual_norm)):
+        monkeypatch.setattr(
+            f"bert_jax.models.{module}.{kernel.__name__}",
+            functools.partial(kernel, interpret=True),
+        )
     config = dataclasses.replace(SMALL, **settings)
     initialise = functools.partial(Encoder(config).init, deterministic=True)
     params = nn.unbox(jax.jit(initialise)(jax.random.key(0), *INPUTS))
