@@ -143,11 +143,13 @@ def test_a_workdir_is_locked_and_a_finished_run_says_so(tmp_path, run_program, s
     ],
 )
 def test_wrong_settings_cost_one_line(tmp_path, run_program, small_run, overrides, message):
-    refused = run_program("train", *small_run(tmp_path, *overrides))
+    workdir = tmp_path / "run"
+    refused = run_program("train", *small_run(workdir, *overrides))
     assert refused.returncode == 2
     assert message in refused.stderr
     assert refused.stderr.startswith("error: ")
     assert refused.stderr.count("\n") == 1
+    assert not workdir.exists()
 
 
 def test_another_architecture_corpus_or_number_is_refused(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Workdir:
 def claim_workdir(workdir: str) -> Iterator[Path]:
     """Makes the directory and holds its lock; the system frees the lock however the run ends.
 
+    A directory that was made here, and in which no file was written, is removed again.
+
     Raises:
       UserError: another run has it, it cannot be written, or it is in an object store, which has no
         locks.
@@ -66,6 +69,7 @@ def claim_workdir(workdir: str) -> Iterator[Path]:
             f"{workdir} is in an object store, where only single runs are kept; give a directory"
         )
     path = Path(workdir).expanduser()
+    is_new = not path.exists()
     lock = filelock.FileLock(path / _LOCK)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,14 @@ def claim_workdir(workdir: str) -> Iterator[Path]:
     try:
         yield path
     finally:
+        if is_new and not any(_is_kept(file) for file in path.rglob("*")):
+            shutil.rmtree(path)
         lock.release()
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a path of a working directory is something to keep: a file, but for the lock."""
+    return path.name != _LOCK and not path.is_dir()
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
