@@ -20,6 +20,10 @@ step() { # SHAPE [PEERS [ARGUMENT...]]
 }
 
 python tests/gpu_parity.py
+python benchmarks/kernels.py base:128:256 base:512:64 --results "$results"
+for elements in 1024 4096; do # what suits registers best was only predicted
+  python benchmarks/kernels.py --only norm --set "triton_norm._BACKWARD_ELEMENTS=$elements"
+done
 step base:128:256,unroll=12,attention=triton
 # XLA then knows from the start that cuBLAS multiplies, and adds in its products' epilogues.
 step base:128:256,unroll=12,attention=triton none --compiler_option xla_gpu_enable_triton_gemm=False

@@ -33,6 +33,7 @@ Array = jax.Array
 _MASKED_SCORE = -1e9
 _LARGEST_BLOCK = 128
 _SMALLEST_BLOCK = 16  # of what a tensor core multiplies
+_WARPS = 8  # that share the scores of a largest block; half of them those of others
 
 
 class _Settings(NamedTuple):
@@ -223,7 +224,7 @@ def _input_specs(length: int, width: int) -> list[pl.BlockSpec]:
 
 def _warps(block: int) -> int:
     """How many warps share a block's scores."""
-    return 8 if block == _LARGEST_BLOCK else 4
+    return _WARPS if block == _LARGEST_BLOCK else _WARPS // 2
 
 
 class _Head:

@@ -22,8 +22,13 @@ from bert_jax.models.logical_axes import dividing_axes
 
 Array = jax.Array
 
-_ROWS = 4  # that are computed at a time
-_STEPS = 4  # one after the other in a program of the backward pass
+# Elements that a program computes at a time. The backward pass holds more of each, and is faster
+# with more programs than registers allow at once otherwise.
+_FORWARD_ELEMENTS = 4096
+_BACKWARD_ELEMENTS = 2048
+# Rows that a program of the backward pass computes one after the other.
+_ROWS_OF_PROGRAM = 16
+_WARPS = 4
 
 
 class _Settings(NamedTuple):
@@ -118,15 +123,16 @@ def _normalise_forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     rows, width = residual_TD.shape
     padded = pl.next_power_of_2(width)
-    row_block = pl.BlockSpec((_ROWS, padded), lambda i: (i, 0))
+    at_once = _rows_at_once(width, _FORWARD_ELEMENTS)
+    row_block = pl.BlockSpec((at_once, padded), lambda i: (i, 0))
     vector = pl.BlockSpec((padded,), lambda i: (0,))
     sum_TD, normed_TD = pl.pallas_call(
         partial(_forward_kernel, settings, width, rows),
-        grid=(pl.cdiv(rows, _ROWS),),
+        grid=(pl.cdiv(rows, at_once),),
         in_specs=[pl.BlockSpec((4,), lambda i: (0,)), row_block, row_block, *[vector] * 3],
         out_specs=[row_block, row_block],
         out_shape=[jax.ShapeDtypeStruct(residual_TD.shape, residual_TD.dtype)] * 2,
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
         interpret=settings.interpret,
         name="residual_norm_forward",
     )(key, residual_TD, update_TD, *vectors)
@@ -139,8 +145,8 @@ def _normalise_backward(
     sum_TD, scale_D, key = residuals
     rows, width = sum_TD.shape
     padded = pl.next_power_of_2(width)
-    programs = pl.cdiv(rows, _ROWS * _STEPS)
-    row_block = pl.BlockSpec((_ROWS * _STEPS, padded), lambda i: (i, 0))
+    programs = pl.cdiv(rows, _ROWS_OF_PROGRAM)
+    row_block = pl.BlockSpec((_ROWS_OF_PROGRAM, padded), lambda i: (i, 0))
     vector = pl.BlockSpec((padded,), lambda i: (0,))
     partial_sum = pl.BlockSpec((None, padded), lambda i: (i, 0))
     residual_gradient_TD, update_gradient_TD, *sums_PD = pl.pallas_call(
@@ -152,7 +158,7 @@ def _normalise_backward(
             *[jax.ShapeDtypeStruct(sum_TD.shape, sum_TD.dtype)] * 2,
             *[jax.ShapeDtypeStruct((programs, width), jnp.float32)] * 3,
         ],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
         interpret=settings.interpret,
         name="residual_norm_backward",
     )(key, sum_TD, scale_D, gradient_TD)
@@ -163,15 +169,23 @@ def _normalise_backward(
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+def _rows_at_once(width: int, elements: int) -> int:
+    """How many rows hold so many elements: a power of 2, no more than a program has."""
+    return min(max(1, elements // pl.next_power_of_2(width)), _ROWS_OF_PROGRAM)
+
+
 class _Rows:
     """Some rows of hidden states, in a kernel: which parts are real, and what is kept of them."""
 
-    def __init__(self, settings: _Settings, width: int, rows: int, key_ref: Any, first: Any):
+    def __init__(
+        self, settings: _Settings, width: int, rows: int, key_ref: Any, first: Any, at_once: int
+    ):
         self._settings = settings
+        self._at_once = at_once
         self._width = width
         self._words = key_ref[0], key_ref[1]
         self._first_row = key_ref[2]
-        self._row_R = first + jnp.arange(_ROWS)
+        self._row_R = first + jnp.arange(at_once)
         self._column_W = jnp.arange(pl.next_power_of_2(width))
         self.real_W = self._column_W < width
         self.real_RW = (self._row_R < rows)[:, None] & self.real_W[None, :]
@@ -179,7 +193,7 @@ class _Rows:
     def load(self, ref: Any, first: Any) -> Array:
         """Rows of a block, in float32, with zeros for columns that are not real."""
         loaded_RW: Array = triton.load(
-            ref.at[pl.ds(first, _ROWS), :], mask=self.real_RW, other=0.0
+            ref.at[pl.ds(first, self._at_once), :], mask=self.real_RW, other=0.0
         ).astype(jnp.float32)
         return loaded_RW
 
@@ -218,7 +232,8 @@ def _forward_kernel(
     normed_ref: Any,
 ) -> None:
     """The sum of a block of rows, which the backward pass reads, and its LayerNorm."""
-    block = _Rows(settings, width, rows, key_ref, pl.program_id(0) * _ROWS)
+    at_once = _rows_at_once(width, _FORWARD_ELEMENTS)
+    block = _Rows(settings, width, rows, key_ref, pl.program_id(0) * at_once, at_once)
     update_bias_W, scale_W, bias_W = (
         triton.load(ref, mask=block.real_W, other=0.0)
         for ref in (update_bias_ref, scale_ref, bias_ref)
@@ -246,14 +261,15 @@ def _backward_kernel(
     bias_gradient_ref: Any,
 ) -> None:
     """The gradients of some blocks of rows, and what they add to those of the vectors."""
-    start = pl.program_id(0) * (_ROWS * _STEPS)
+    start = pl.program_id(0) * _ROWS_OF_PROGRAM
+    at_once = _rows_at_once(width, _BACKWARD_ELEMENTS)
     padded = pl.next_power_of_2(width)
     real_W = jnp.arange(padded) < width
     scale_W = triton.load(scale_ref, mask=real_W, other=0.0)
 
     def add_rows(step: Any, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        first = step * _ROWS
-        block = _Rows(settings, width, rows, key_ref, start + first)
+        first = step * at_once
+        block = _Rows(settings, width, rows, key_ref, start + first, at_once)
         normed_RW, inverse_R1 = block.standardise(block.load(sum_ref, first))
         gradient_RW = block.load(gradient_ref, first)
         scaled_RW = gradient_RW * scale_W[None, :]
@@ -266,7 +282,7 @@ def _backward_kernel(
             (residual_gradient_ref, sum_gradient_RW),
             (update_gradient_ref, update_gradient_RW),
         ):
-            places = ref.at[pl.ds(first, _ROWS), :]
+            places = ref.at[pl.ds(first, at_once), :]
             triton.store(places, values_RW.astype(ref.dtype), mask=block.real_RW)
         parts_RW = (update_gradient_RW, gradient_RW * normed_RW, gradient_RW)
         return tuple(
@@ -274,7 +290,7 @@ def _backward_kernel(
         )
 
     zeros_W = jnp.zeros(padded, jnp.float32)
-    sums = lax.fori_loop(0, _STEPS, add_rows, (zeros_W,) * 3)
+    sums = lax.fori_loop(0, _ROWS_OF_PROGRAM // at_once, add_rows, (zeros_W,) * 3)
     refs = (update_bias_gradient_ref, scale_gradient_ref, bias_gradient_ref)
     for ref, values_W in zip(refs, sums, strict=True):
         triton.store(ref, values_W, mask=real_W)

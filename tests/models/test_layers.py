@@ -28,13 +28,27 @@ def test_dropout_keeps_the_asked_share_and_is_unbiased(impl: str, rate: float) -
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_dropout_is_independent_between_elements(impl: str) -> None:
-    kept = np.asarray(dropout(jnp.ones((1000, 1000)), 0.5, jax.random.key(4, impl=impl))) != 0
-    for distance in (1, 2, 7, 1000):
-        flat = kept.reshape(-1)
-        together = (flat[:-distance] & flat[distance:]).sum()
-        trials = flat.size - distance
-        assert scipy.stats.binomtest(int(together), trials, 0.25).pvalue > 1e-4
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_is_independent_between_elements(impl: str, rate: float) -> None:
+    """Neighbours, the columns of rows, what a power of 2 lies between, and other keys."""
+    ones = jnp.ones((1024, 1024))
+    dropped = np.asarray(dropout(ones, rate, jax.random.key(4, impl=impl))).reshape(-1) == 0
+    other = np.asarray(dropout(ones, rate, jax.random.key(5, impl=impl))).reshape(-1) == 0
+    pairs = [(dropped, other)]
+    for distance in (*range(1, 17), 64, 128, 768, 1000, *2 ** np.arange(10, 20)):
+        pairs.append((dropped[:-distance], dropped[distance:]))
+    for first, second in pairs:
+        together = int((first & second).sum())
+        assert scipy.stats.binomtest(together, first.size, rate**2).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_scatters_over_rows_and_columns_as_chance_does(rate: float) -> None:
+    dropped = np.asarray(dropout(jnp.ones((2048, 512)), rate, jax.random.key(6))) == 0
+    for axis in (0, 1):
+        counts, trials = dropped.sum(axis=axis), dropped.shape[axis]
+        spread = np.sum((counts - trials * rate) ** 2) / (trials * rate * (1 - rate))
+        assert 1e-6 < scipy.stats.chi2.cdf(spread, counts.size) < 1 - 1e-6
 
 
 def test_dropout_depends_on_the_key_alone() -> None:

@@ -1,0 +1,196 @@
+"""Times the kernels of a GPU apart from the model, next to XLA's programs of the same.
+
+    python benchmarks/kernels.py base:128:256 large:512:32
+    python benchmarks/kernels.py --only norm --set triton_norm._BACKWARD_ELEMENTS=1024
+
+One layer's attention, and one end of a block (bias, dropout, residual sum, LayerNorm), in bfloat16,
+forward and backward, in microseconds: the fastest of some turns. `memory` is what it takes to read
+and write once what must be, at the speed that the device copies. `--set` gives a constant of a
+kernel's module another value, to find out which suits a device. Without a GPU the kernels are
+interpreted: that shows that this program works, and nothing else.
+"""
+
+import argparse
+import functools
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from results import add_results_argument, keep
+
+from bert_jax.models.attention import dot_product_attention
+from bert_jax.models.config import size_shape
+from bert_jax.models.fused_attention import cudnn_attention
+from bert_jax.models.layers import dropout, layer_norm
+from bert_jax.models.triton_attention import triton_attention
+from bert_jax.models.triton_norm import residual_norm
+
+# How many arrays of the hidden states' size are read and written, forward and backward: three
+# projections and the context, and then also their gradients; two summands, their sum and its norm,
+# and as many gradients.
+MOVED = {"attention": (4, 8), "norm": (4, 4)}
+TITLES = {"attention": "attention of a layer", "norm": "end of a block"}
+_DROPOUT = 0.1
+_EPSILON = 1e-12
+_TURNS, _CALLS = 5, 20
+
+
+class Contestant(NamedTuple):
+    """What is timed: a function of arrays, and the arrays."""
+
+    name: str
+    function: Callable[..., jax.Array]
+    inputs: tuple[jax.Array, ...]
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("shapes", nargs="*", default=["base:128:256"], help="SIZE:LENGTH:BATCH")
+    parser.add_argument("--only", choices=MOVED, help="one kind of kernel (default: both)")
+    parser.add_argument(
+        "--set",
+        dest="constants",
+        action="append",
+        default=[],
+        metavar="MODULE.NAME=NUMBER",
+        help="another value for a constant of a module of bert_jax/models",
+    )
+    add_results_argument(parser)
+    arguments = parser.parse_args()
+    for setting in arguments.constants:
+        place, _, value = setting.partition("=")
+        module, _, name = place.rpartition(".")
+        kernels = importlib.import_module(f"bert_jax.models.{module}")
+        if not isinstance(getattr(kernels, name, None), int):
+            parser.error(f"bert_jax/models/{module}.py has no constant {name}")
+        setattr(kernels, name, int(value))
+    speed = copied_bytes_per_second()
+    print(f"{jax.devices()[0].device_kind}, which copies {speed / 1e12:.2f} TB/s")
+    for shape in arguments.shapes:
+        size, length, batch = shape.split(":")
+        for kind in MOVED if arguments.only is None else (arguments.only,):
+            make = attentions if kind == "attention" else norms
+            title = f"{TITLES[kind]}, BERT-{size}, length {length}, batch {batch}, bfloat16"
+            print(f"{title}\n  {'':20} {'forward us':>11} {'backward us':>12}")
+            hidden_bytes = 2 * int(batch) * int(length) * size_shape(size)["width"]
+            rows = {"memory": tuple(arrays * hidden_bytes / speed for arrays in MOVED[kind])}
+            for contestant in make(size_shape(size), int(length), int(batch)):
+                rows[contestant.name] = seconds(contestant.function, contestant.inputs)
+            for name, times in rows.items():
+                print(f"  {name:20} {1e6 * times[0]:11.0f} {1e6 * times[1]:12.0f}", flush=True)
+            own, *_ = (name for name in rows if name.startswith("triton"))
+            keep(
+                arguments.results,
+                title,
+                f"{own}: {1e6 * rows[own][0]:.0f} us forward, {1e6 * rows[own][1]:.0f} backward",
+                rows,
+                {},
+            )
+
+
+def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant]:
+    """Attention from the three projections and their bias, with some padding."""
+    heads, width = shape["heads"], shape["width"] // shape["heads"]
+    lengths = jnp.asarray(np.random.default_rng(0).integers(length // 2, length + 1, batch))
+    projected = normal(0, (batch, length, 3, heads, width), jnp.bfloat16)
+    bias = normal(1, (3, heads, width), jnp.float32)
+    key = jax.random.key(0)
+
+    def apart(attend: Callable[..., jax.Array], projected: Any, bias: Any) -> jax.Array:
+        parts = jnp.unstack(projected + bias.astype(projected.dtype), axis=2)
+        return attend(*parts, lengths)
+
+    drop = {"dropout_rate": _DROPOUT, "dropout_key": key}
+    xla = functools.partial(apart, functools.partial(dot_product_attention, **drop))
+    yield Contestant("xla, dropout", xla, (projected, bias))
+    if is_gpu():
+        yield Contestant(
+            "cudnn, no dropout", functools.partial(apart, cudnn_attention), (projected, bias)
+        )
+    for name, settings in (("triton, dropout", drop), ("triton, no dropout", {})):
+        ours = functools.partial(
+            triton_attention, lengths=lengths, interpret=not is_gpu(), **settings
+        )
+        yield Contestant(name, ours, (projected, bias))
+
+
+def norms(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant]:
+    """The end of a block."""
+    width = shape["width"]
+    hidden = tuple(normal(n, (batch, length, width), jnp.bfloat16) for n in range(2))
+    vectors = tuple(normal(2 + n, (width,), jnp.float32) for n in range(3))
+    key = jax.random.key(0)
+
+    def xla(residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any) -> jax.Array:
+        update = (update.astype(jnp.float32) + update_bias).astype(update.dtype)
+        return layer_norm(residual + dropout(update, _DROPOUT, key), scale, bias, _EPSILON)
+
+    def triton(residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any) -> jax.Array:
+        return residual_norm(
+            residual,
+            scale,
+            bias,
+            _EPSILON,
+            update_BLD=update,
+            update_bias_D=update_bias,
+            dropout_rate=_DROPOUT,
+            dropout_key=key,
+            interpret=not is_gpu(),
+        )
+
+    yield Contestant("xla, dropout", xla, (*hidden, *vectors))
+    yield Contestant("triton, dropout", triton, (*hidden, *vectors))
+
+
+def is_gpu() -> bool:
+    """Whether there is one to run the kernels on."""
+    return jax.default_backend() == "gpu"
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Random numbers."""
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def seconds(
+    function: Callable[..., jax.Array], inputs: tuple[jax.Array, ...]
+) -> tuple[float, float]:
+    """What a call takes, and what the gradients of all inputs take on top."""
+
+    @jax.jit
+    def both(inputs: tuple[jax.Array, ...], gradient: jax.Array) -> Any:
+        outputs, differentiate = jax.vjp(function, *inputs)
+        return outputs, differentiate(gradient)
+
+    gradient = jax.jit(function)(*inputs)
+    forward = fastest(jax.jit(function), *inputs)
+    return forward, fastest(both, inputs, gradient) - forward
+
+
+def fastest(function: Callable[..., Any], *inputs: Any) -> float:
+    """Seconds of a call, of many one after the other, in the fastest of some turns."""
+    jax.block_until_ready(function(*inputs))
+    calls = _CALLS if is_gpu() else 1
+    times = []
+    for _ in range(_TURNS):
+        start = time.perf_counter()
+        for _ in range(calls):
+            outputs = function(*inputs)
+        jax.block_until_ready(outputs)
+        times.append((time.perf_counter() - start) / calls)
+    return min(times)
+
+
+def copied_bytes_per_second() -> float:
+    """How fast the device reads and writes memory at once."""
+    source = jnp.ones((2**28 if is_gpu() else 2**20,), jnp.float32)
+    return 2 * source.nbytes / fastest(jax.jit(lambda array: array + 1), source)
+
+
+if __name__ == "__main__":
+    main()
