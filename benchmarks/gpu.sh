@@ -22,7 +22,7 @@ step() { # SHAPE [PEERS [ARGUMENT...]]
 python tests/gpu_parity.py
 python benchmarks/kernels.py base:128:256 base:512:64 --results "$results"
 for elements in 1024 4096; do # what suits registers best was only predicted
-  python benchmarks/kernels.py --only norm --set "triton_norm._BACKWARD_ELEMENTS=$elements"
+  python benchmarks/kernels.py --only norm --set "triton_norm._ELEMENTS=$elements"
 done
 step base:128:256,unroll=12,attention=triton
 # XLA then knows from the start that cuBLAS multiplies, and adds in its products' epilogues.

@@ -1,7 +1,7 @@
 """Times the kernels of a GPU apart from the model, next to XLA's programs of the same.
 
     python benchmarks/kernels.py base:128:256 large:512:32
-    python benchmarks/kernels.py --only norm --set triton_norm._BACKWARD_ELEMENTS=1024
+    python benchmarks/kernels.py --only norm --set triton_norm._ELEMENTS=1024
 
 One layer's attention, and one end of a block (bias, dropout, residual sum, LayerNorm), in bfloat16,
 forward and backward, in microseconds: the fastest of some turns. `memory` is what it takes to read
