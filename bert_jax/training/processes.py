@@ -120,7 +120,9 @@ def claim_shared_workdir(workdir: str) -> Iterator[Workdir]:
         return
     with claim_workdir(workdir) if is_first() else contextlib.nullcontext(as_path(workdir)) as path:
         wait_for_all("the working directory is claimed")
-        if not path.is_dir():
+        is_there = path.is_dir()
+        wait_for_all("the working directory was looked for")  # the first may remove it again
+        if not is_there:
             raise UserError(
                 f"{workdir} is not there on the host of process {jax.process_index()}; give a "
                 "--workdir on a file system that all hosts share, or in an object store"

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class Workdir:
 def claim_workdir(workdir: str) -> Iterator[Path]:
     """Makes the directory and holds its lock; the system frees the lock however the run ends.
 
-    A directory that was made here, and in which no file was written, is removed again.
+    A directory that was made here, and in which nothing was written, is removed again.
 
     Raises:
       UserError: another run has it, it cannot be written, or it is in an object store, which has no
@@ -69,9 +68,9 @@ def claim_workdir(workdir: str) -> Iterator[Path]:
             f"{workdir} is in an object store, where only single runs are kept; give a directory"
         )
     path = Path(workdir).expanduser()
-    is_new = not path.exists()
     lock = filelock.FileLock(path / _LOCK)
     try:
+        is_new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
@@ -85,14 +84,23 @@ def claim_workdir(workdir: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        if is_new and not any(_is_kept(file) for file in path.rglob("*")):
-            shutil.rmtree(path)
+        if is_new:
+            _remove_if_empty(path)
         lock.release()
 
 
-def _is_kept(path: Path) -> bool:
-    """Whether a path of a working directory is something to keep: a file, but for the lock."""
-    return path.name != _LOCK and not path.is_dir()
+def _remove_if_empty(path: Path) -> None:
+    """Removes a directory that holds nothing but its lock and empty directories.
+
+    Directories are only removed by the system's own call, which refuses one with anything in it,
+    whatever another process writes meanwhile.
+    """
+    held = list(path.rglob("*"))
+    if all(entry.is_dir() for entry in held if entry != path / _LOCK):
+        with contextlib.suppress(OSError):
+            (path / _LOCK).unlink()
+            for directory in (*sorted(filter(Path.is_dir, held), reverse=True), path):
+                directory.rmdir()
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
