@@ -237,10 +237,11 @@ def is_kept(position: Array, first: Array, second: Array, kept: int) -> Array:
     elementwise, so it fuses with the selection that follows and never stands in memory, and a
     sharded array computes only its own part, with the same bits on any mesh.
 
-    It is a third of what our kernels for GPUs compute, so that it is no longer than it must be:
-    Weyl's sequence, and the two rounds of C. Wellons' "lowbias32" (hash-prospector), whose last
-    step is left out, since it changes low bits and the highest decide. Two keys that share a word
-    give masks that are not independent; drawn at random, they don't.
+    It is much of what our kernels for GPUs compute, so that it is no longer than it must be: Weyl's
+    sequence and two rounds like those of C. Wellons' "lowbias32" (hash-prospector), without a last
+    step, which would change low bits, where the highest decide. The first shift is one by which no
+    distance between positions is correlated, of millions. The first word of a key shifts the
+    sequence and the second changes it, so that masks of keys that share the second are alike.
 
     Args:
       position: uint32 [...], counted in row-major order.
@@ -248,7 +249,7 @@ def is_kept(position: Array, first: Array, second: Array, kept: int) -> Array:
       kept: what `draw` gives.
     """
     bits = position * np.uint32(0x9E3779B1) + first
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x21F0AAAD)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0x21F0AAAD)
     bits = (bits ^ (bits >> 15) ^ second) * np.uint32(0x735A2D97)
     return bits < np.uint32(kept)
 
