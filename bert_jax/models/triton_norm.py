@@ -22,9 +22,11 @@ from bert_jax.models.logical_axes import dividing_axes
 
 Array = jax.Array
 
-# Elements that are computed at a time: of more, registers would leave room for fewer programs.
-_ELEMENTS = 2048
-# Rows that a program of the backward pass computes one after the other.
+# Elements that are computed at a time. The backward pass holds more of each: of as many, registers
+# would leave room for few programs. Powers of 2, and so are
+_FORWARD_ELEMENTS = 4096
+_BACKWARD_ELEMENTS = 2048
+# the rows that a program of the backward pass computes one after the other.
 _ROWS_OF_PROGRAM = 16
 _WARPS = 4
 
@@ -121,7 +123,7 @@ def _normalise_forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     rows, width = residual_TD.shape
     padded = pl.next_power_of_2(width)
-    at_once = _rows_at_once(width)
+    at_once = _rows_at_once(width, _FORWARD_ELEMENTS)
     row_block = pl.BlockSpec((at_once, padded), lambda i: (i, 0))
     vector = pl.BlockSpec((padded,), lambda i: (0,))
     sum_TD, normed_TD = pl.pallas_call(
@@ -167,21 +169,23 @@ def _normalise_backward(
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _rows_at_once(width: int) -> int:
-    """How many rows are computed at a time: a power of 2, no more than a program has."""
-    return min(max(1, _ELEMENTS // pl.next_power_of_2(width)), _ROWS_OF_PROGRAM)
+def _rows_at_once(width: int, elements: int) -> int:
+    """How many rows hold so many elements: a power of 2, no more than a program has."""
+    return min(max(1, elements // pl.next_power_of_2(width)), _ROWS_OF_PROGRAM)
 
 
 class _Rows:
     """Some rows of hidden states, in a kernel: which parts are real, and what is kept of them."""
 
-    def __init__(self, settings: _Settings, width: int, rows: int, key_ref: Any, first: Any):
+    def __init__(
+        self, settings: _Settings, width: int, rows: int, key_ref: Any, first: Any, at_once: int
+    ):
         self._settings = settings
-        self._at_once = _rows_at_once(width)
+        self._at_once = at_once
         self._width = width
         self._words = key_ref[0], key_ref[1]
         self._first_row = key_ref[2]
-        self._row_R = first + jnp.arange(self._at_once)
+        self._row_R = first + jnp.arange(at_once)
         self._column_W = jnp.arange(pl.next_power_of_2(width))
         self.real_W = self._column_W < width
         self.real_RW = (self._row_R < rows)[:, None] & self.real_W[None, :]
@@ -228,8 +232,8 @@ def _forward_kernel(
     normed_ref: Any,
 ) -> None:
     """The sum of a block of rows, which the backward pass reads, and its LayerNorm."""
-    first = pl.program_id(0) * _rows_at_once(width)
-    block = _Rows(settings, width, rows, key_ref, first)
+    at_once = _rows_at_once(width, _FORWARD_ELEMENTS)
+    block = _Rows(settings, width, rows, key_ref, pl.program_id(0) * at_once, at_once)
     update_bias_W, scale_W, bias_W = (
         triton.load(ref, mask=block.real_W, other=0.0)
         for ref in (update_bias_ref, scale_ref, bias_ref)
@@ -258,14 +262,14 @@ def _backward_kernel(
 ) -> None:
     """The gradients of some blocks of rows, and what they add to those of the vectors."""
     start = pl.program_id(0) * _ROWS_OF_PROGRAM
-    at_once = _rows_at_once(width)
+    at_once = _rows_at_once(width, _BACKWARD_ELEMENTS)
     padded = pl.next_power_of_2(width)
     real_W = jnp.arange(padded) < width
     scale_W = triton.load(scale_ref, mask=real_W, other=0.0)
 
     def add_rows(step: Any, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         first = step * at_once
-        block = _Rows(settings, width, rows, key_ref, start + first)
+        block = _Rows(settings, width, rows, key_ref, start + first, at_once)
         normed_RW, inverse_R1 = block.standardise(block.load(sum_ref, first))
         gradient_RW = block.load(gradient_ref, first)
         scaled_RW = gradient_RW * scale_W[None, :]

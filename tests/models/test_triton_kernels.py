@@ -97,7 +97,13 @@ def test_attention_gives_finite_numbers_for_length_zero() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "rate"),
-    [((2, 32, 64), 0.0), ((2, 40, 96), 0.1), ((3, 7, 48), 0.3)],  # also of odd widths and rows
+    [
+        ((2, 32, 64), 0.0),
+        ((2, 40, 96), 0.1),  # no power of 2
+        ((3, 7, 48), 0.3),  # rows that fill no program
+        ((3, 7, 768), 0.1),  # and of which a program computes some at a time
+        ((1, 33, 2048), 0.1),
+    ],
 )
 def test_residual_norm_equals_xlas(shape: tuple[int, ...], rate: float) -> None:
     vector = shape[-1:]
