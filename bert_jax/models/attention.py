@@ -81,7 +81,7 @@ _KERNELS = {
 _TRITON_ATTENTION = "triton_attention:triton_attention"
 
 
-def _implementation(name: str) -> Callable[..., Array]:
+def implementation(name: str) -> Callable[..., Array]:
     """The function of a name in `config.ATTENTIONS`."""
     return dot_product_attention if name == "xla" else load_kernel(_KERNELS[name])
 
@@ -149,7 +149,7 @@ class SelfAttention(nn.Module):
                 )
             )
             if query_positions_BL is None:
-                attend = _implementation(config.attention)
+                attend = implementation(config.attention)
             else:
                 # Of few queries the scores are few, and a kernel would pad them to its blocks.
                 attend = partial(dot_product_attention, query_positions_BL=query_positions_BL)

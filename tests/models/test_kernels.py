@@ -1,7 +1,12 @@
-"""A JAX without the parts that kernels are written with."""
+"""How kernels are found, also in a JAX without the parts that they are written with."""
 
 import subprocess
 import sys
+
+import pytest
+
+from bert_jax.models.attention import implementation
+from bert_jax.models.config import ATTENTIONS
 
 PROGRAM = """
 import sys
@@ -37,3 +42,8 @@ def test_only_what_asks_for_a_kernel_needs_what_it_is_written_with() -> None:
     for line, module in zip(told, modules, strict=True):
         assert f"the kernels of bert_jax/models/{module}.py do not work with jax" in line
         assert "set model.attention and model.residual_norm to 'xla'" in line
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_attention_has_an_implementation(name: str) -> None:
+    assert callable(implementation(name))
