@@ -12,6 +12,7 @@ results=${1:?$usage}
 corpus=${2:?$usage}
 profiles=${3-}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory too
+export JAX_PLATFORMS=cuda                   # refuses to start without a GPU
 
 step() { # SHAPE [PEERS [ARGUMENT...]]
   python benchmarks/train_step.py --device gpu --corpus "$corpus" --peers "${2-compiled}" \
@@ -21,9 +22,6 @@ step() { # SHAPE [PEERS [ARGUMENT...]]
 
 python tests/gpu_parity.py
 python benchmarks/kernels.py base:128:256 base:512:64 --results "$results"
-for elements in 1024 4096; do # what suits registers best was only predicted
-  python benchmarks/kernels.py --only norm --set "triton_norm._ELEMENTS=$elements"
-done
 step base:128:256,unroll=12,attention=triton
 # XLA then knows from the start that cuBLAS multiplies, and adds in its products' epilogues.
 step base:128:256,unroll=12,attention=triton none --compiler_option xla_gpu_enable_triton_gemm=False
@@ -36,3 +34,7 @@ step base:512:64,unroll=12,attention=cudnn,attention_dropout=0.0
 step large:128:128,unroll=24,attention=triton
 step base:512:64,unroll=12,attention=triton
 step large:512:32,unroll=24,attention=triton
+for elements in 1024 4096; do # that two thousand suit registers best was only predicted
+  python benchmarks/kernels.py --only norm --set "triton_norm._BACKWARD_ELEMENTS=$elements" \
+    --results "$results"
+done

@@ -1,7 +1,7 @@
 """Times the kernels of a GPU apart from the model, next to XLA's programs of the same.
 
     python benchmarks/kernels.py base:128:256 large:512:32
-    python benchmarks/kernels.py --only norm --set triton_norm._ELEMENTS=1024
+    python benchmarks/kernels.py --only norm --set triton_norm._BACKWARD_ELEMENTS=1024
 
 One layer's attention, and one end of a block (bias, dropout, residual sum, LayerNorm), in bfloat16,
 forward and backward, in microseconds: the fastest of some turns. `memory` is what it takes to read
@@ -36,7 +36,9 @@ MOVED = {"attention": (4, 8), "norm": (4, 4)}
 TITLES = {"attention": "attention of a layer", "norm": "end of a block"}
 _DROPOUT = 0.1
 _EPSILON = 1e-12
-_TURNS, _CALLS = 5, 20
+# Calls of a compiled program, so that the device is measured and not how fast it is asked; and of
+# them in a turn.
+_CALLS, _PROGRAMS, _TURNS = 8, 3, 5
 
 
 class Contestant(NamedTuple):
@@ -90,28 +92,32 @@ def main() -> None:
                 f"{own}: {1e6 * rows[own][0]:.0f} us forward, {1e6 * rows[own][1]:.0f} backward",
                 rows,
                 {},
+                others=set(arguments.shapes) - {shape},
             )
 
 
 def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant]:
-    """Attention from the three projections and their bias, with some padding."""
+    """Attention from the three projections and their biases, with some padding."""
     heads, width = shape["heads"], shape["width"] // shape["heads"]
     lengths = jnp.asarray(np.random.default_rng(0).integers(length // 2, length + 1, batch))
     projected = normal(0, (batch, length, 3, heads, width), jnp.bfloat16)
     bias = normal(1, (3, heads, width), jnp.float32)
-    key = jax.random.key(0)
+    parts = (*jnp.unstack(projected, axis=2), *bias)  # as the model has them for all but triton
 
-    def apart(attend: Callable[..., jax.Array], projected: Any, bias: Any) -> jax.Array:
-        parts = jnp.unstack(projected + bias.astype(projected.dtype), axis=2)
-        return attend(*parts, lengths)
-
-    drop = {"dropout_rate": _DROPOUT, "dropout_key": key}
-    xla = functools.partial(apart, functools.partial(dot_product_attention, **drop))
-    yield Contestant("xla, dropout", xla, (projected, bias))
-    if is_gpu():
-        yield Contestant(
-            "cudnn, no dropout", functools.partial(apart, cudnn_attention), (projected, bias)
+    def add_biases(attend: Callable[..., jax.Array], *parts: jax.Array) -> jax.Array:
+        return attend(
+            *(
+                (part.astype(jnp.float32) + bias).astype(part.dtype)
+                for part, bias in zip(parts[:3], parts[3:], strict=True)
+            ),
+            lengths,
         )
+
+    drop = {"dropout_rate": _DROPOUT, "dropout_key": jax.random.key(0)}
+    xla = functools.partial(dot_product_attention, **drop)
+    yield Contestant("xla, dropout", functools.partial(add_biases, xla), parts)
+    if is_gpu():
+        yield Contestant("cudnn, no dropout", functools.partial(add_biases, cudnn_attention), parts)
     for name, settings in (("triton, dropout", drop), ("triton, no dropout", {})):
         ours = functools.partial(
             triton_attention, lengths=lengths, interpret=not is_gpu(), **settings
@@ -128,7 +134,8 @@ def norms(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant
 
     def xla(residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any) -> jax.Array:
         update = (update.astype(jnp.float32) + update_bias).astype(update.dtype)
-        return layer_norm(residual + dropout(update, _DROPOUT, key), scale, bias, _EPSILON)
+        normed = layer_norm(residual + dropout(update, _DROPOUT, key), scale, bias, _EPSILON)
+        return normed.astype(residual.dtype)
 
     def triton(residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any) -> jax.Array:
         return residual_norm(
@@ -162,34 +169,36 @@ def seconds(
 ) -> tuple[float, float]:
     """What a call takes, and what the gradients of all inputs take on top."""
 
-    @jax.jit
-    def both(inputs: tuple[jax.Array, ...], gradient: jax.Array) -> Any:
+    def both(gradient: jax.Array, *inputs: jax.Array) -> Any:
         outputs, differentiate = jax.vjp(function, *inputs)
         return outputs, differentiate(gradient)
 
     gradient = jax.jit(function)(*inputs)
-    forward = fastest(jax.jit(function), *inputs)
-    return forward, fastest(both, inputs, gradient) - forward
+    forward = fastest(function, *inputs)
+    return forward, fastest(both, gradient, *inputs) - forward
 
 
-def fastest(function: Callable[..., Any], *inputs: Any) -> float:
+def fastest(function: Callable[..., Any], *inputs: jax.Array) -> float:
     """Seconds of a call, of many one after the other, in the fastest of some turns."""
-    jax.block_until_ready(function(*inputs))
-    calls = _CALLS if is_gpu() else 1
+    calls, programs = (_CALLS, _PROGRAMS) if is_gpu() else (1, 1)
+    # Each call has inputs of its own, or the compiler would make one of them.
+    copies = [[array.copy() for array in inputs] for _ in range(calls)]
+    many = jax.jit(lambda copies: [function(*each) for each in copies])
+    jax.block_until_ready(many(copies))
     times = []
     for _ in range(_TURNS):
         start = time.perf_counter()
-        for _ in range(calls):
-            outputs = function(*inputs)
+        for _ in range(programs):
+            outputs = many(copies)
         jax.block_until_ready(outputs)
-        times.append((time.perf_counter() - start) / calls)
+        times.append((time.perf_counter() - start) / (calls * programs))
     return min(times)
 
 
 def copied_bytes_per_second() -> float:
     """How fast the device reads and writes memory at once."""
     source = jnp.ones((2**28 if is_gpu() else 2**20,), jnp.float32)
-    return 2 * source.nbytes / fastest(jax.jit(lambda array: array + 1), source)
+    return 2 * source.nbytes / fastest(lambda array: array + 1, source)
 
 
 if __name__ == "__main__":
