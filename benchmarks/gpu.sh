@@ -12,7 +12,7 @@ results=${1:?$usage}
 corpus=${2:?$usage}
 profiles=${3-}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory too
-export JAX_PLATFORMS=cuda                   # refuses to start without a GPU
+export JAX_PLATFORMS=cuda,cpu               # refuses to start without a GPU
 
 step() { # SHAPE [PEERS [ARGUMENT...]]
   python benchmarks/train_step.py --device gpu --corpus "$corpus" --peers "${2-compiled}" \

@@ -14,13 +14,15 @@ import argparse
 import functools
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from results import add_results_argument, keep
+from train_step import Shape, shape
 
 from bert_jax.models.attention import dot_product_attention
 from bert_jax.models.config import size_shape
@@ -29,11 +31,7 @@ from bert_jax.models.layers import dropout, layer_norm
 from bert_jax.models.triton_attention import triton_attention
 from bert_jax.models.triton_norm import residual_norm
 
-# How many arrays of the hidden states' size are read and written, forward and backward: three
-# projections and the context, and then also their gradients; two summands, their sum and its norm,
-# and as many gradients.
-MOVED = {"attention": (4, 8), "norm": (4, 4)}
-TITLES = {"attention": "attention of a layer", "norm": "end of a block"}
+OURS = "triton, dropout"
 _DROPOUT = 0.1
 _EPSILON = 1e-12
 # Calls of a compiled program, so that the device is measured and not how fast it is asked; and of
@@ -49,51 +47,83 @@ class Contestant(NamedTuple):
     inputs: tuple[jax.Array, ...]
 
 
+class Kind(NamedTuple):
+    """A kind of kernel.
+
+    Attributes:
+      title: what it computes.
+      contestants: makes them, of a size's numbers, a length and a batch size.
+      moved: how many arrays of the hidden states' size are read and written, forward and backward.
+    """
+
+    title: str
+    contestants: Callable[[dict[str, int], int, int], Iterator[Contestant]]
+    moved: tuple[int, int]
+
+
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("shapes", nargs="*", default=["base:128:256"], help="SIZE:LENGTH:BATCH")
-    parser.add_argument("--only", choices=MOVED, help="one kind of kernel (default: both)")
+    parser.add_argument(
+        "shapes", nargs="*", type=shape, default=[shape("base:128:256")], help="SIZE:LENGTH:BATCH"
+    )
+    parser.add_argument("--only", choices=KINDS, help="one kind of kernel (default: both)")
     parser.add_argument(
         "--set",
         dest="constants",
         action="append",
+        type=constant,
         default=[],
         metavar="MODULE.NAME=NUMBER",
         help="another value for a constant of a module of bert_jax/models",
     )
     add_results_argument(parser)
     arguments = parser.parse_args()
-    for setting in arguments.constants:
-        place, _, value = setting.partition("=")
-        module, _, name = place.rpartition(".")
-        kernels = importlib.import_module(f"bert_jax.models.{module}")
-        if not isinstance(getattr(kernels, name, None), int):
-            parser.error(f"bert_jax/models/{module}.py has no constant {name}")
-        setattr(kernels, name, int(value))
+    for module, name, value in arguments.constants:
+        setattr(module, name, value)
     speed = copied_bytes_per_second()
     print(f"{jax.devices()[0].device_kind}, which copies {speed / 1e12:.2f} TB/s")
-    for shape in arguments.shapes:
-        size, length, batch = shape.split(":")
-        for kind in MOVED if arguments.only is None else (arguments.only,):
-            make = attentions if kind == "attention" else norms
-            title = f"{TITLES[kind]}, BERT-{size}, length {length}, batch {batch}, bfloat16"
-            print(f"{title}\n  {'':20} {'forward us':>11} {'backward us':>12}")
-            hidden_bytes = 2 * int(batch) * int(length) * size_shape(size)["width"]
-            rows = {"memory": tuple(arrays * hidden_bytes / speed for arrays in MOVED[kind])}
-            for contestant in make(size_shape(size), int(length), int(batch)):
-                rows[contestant.name] = seconds(contestant.function, contestant.inputs)
-            for name, times in rows.items():
-                print(f"  {name:20} {1e6 * times[0]:11.0f} {1e6 * times[1]:12.0f}", flush=True)
-            own, *_ = (name for name in rows if name.startswith("triton"))
-            keep(
-                arguments.results,
-                title,
-                f"{own}: {1e6 * rows[own][0]:.0f} us forward, {1e6 * rows[own][1]:.0f} backward",
-                rows,
-                {},
-                others=set(arguments.shapes) - {shape},
-            )
+    for each in arguments.shapes:
+        others = {other.text for other in arguments.shapes} - {each.text}
+        for kind in KINDS if arguments.only is None else (arguments.only,):
+            measure(KINDS[kind], each, speed, arguments.results, others)
+
+
+def constant(text: str) -> tuple[Any, str, int]:
+    """Reads `MODULE.NAME=NUMBER`."""
+    place, _, value = text.partition("=")
+    path, _, name = place.rpartition(".")
+    try:
+        module = importlib.import_module(f"bert_jax.models.{path}")
+        if not isinstance(getattr(module, name), int):
+            raise AttributeError
+        return module, name, int(value)
+    except (ImportError, AttributeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not MODULE.NAME=NUMBER of a whole number in bert_jax/models, such as "
+            "triton_norm._BACKWARD_ELEMENTS=1024"
+        ) from None
+
+
+def measure(
+    kind: Kind, shape: Shape, speed: float, results: Path | None, others: Collection[str]
+) -> None:
+    """Prints the table of a kind of kernel for a shape, and keeps it."""
+    title = (
+        f"{kind.title}, BERT-{shape.size}, length {shape.length}, batch {shape.batch_size}, "
+        "bfloat16"
+    )
+    sizes = size_shape(shape.size)
+    hidden_bytes = 2 * shape.batch_size * shape.length * sizes["width"]
+    rows = {"memory": tuple(arrays * hidden_bytes / speed for arrays in kind.moved)}
+    for contestant in kind.contestants(sizes, shape.length, shape.batch_size):
+        rows[contestant.name] = seconds(contestant.function, contestant.inputs)
+    print(f"{title}\n  {'':20} {'forward us':>11} {'backward us':>12}")
+    for name, (forward, backward) in rows.items():
+        print(f"  {name:20} {1e6 * forward:11.0f} {1e6 * backward:12.0f}", flush=True)
+    forward, backward = rows[OURS]
+    figure = f"{OURS}: {1e6 * forward:.0f} us forward, {1e6 * backward:.0f} backward"
+    keep(results, title, figure, rows, {}, others)
 
 
 def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant]:
@@ -118,7 +148,7 @@ def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Conte
     yield Contestant("xla, dropout", functools.partial(add_biases, xla), parts)
     if is_gpu():
         yield Contestant("cudnn, no dropout", functools.partial(add_biases, cudnn_attention), parts)
-    for name, settings in (("triton, dropout", drop), ("triton, no dropout", {})):
+    for name, settings in ((OURS, drop), ("triton, no dropout", {})):
         ours = functools.partial(
             triton_attention, lengths=lengths, interpret=not is_gpu(), **settings
         )
@@ -151,7 +181,15 @@ def norms(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant
         )
 
     yield Contestant("xla, dropout", xla, (*hidden, *vectors))
-    yield Contestant("triton, dropout", triton, (*hidden, *vectors))
+    yield Contestant(OURS, triton, (*hidden, *vectors))
+
+
+KINDS = {
+    # Three projections and the context; and then also their gradients.
+    "attention": Kind("attention of a layer", attentions, (4, 8)),
+    # Two summands, their sum and its norm; and as many gradients.
+    "norm": Kind("end of a block", norms, (4, 4)),
+}
 
 
 def is_gpu() -> bool:

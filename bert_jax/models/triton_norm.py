@@ -22,11 +22,11 @@ from bert_jax.models.logical_axes import dividing_axes
 
 Array = jax.Array
 
-# Elements that are computed at a time. The backward pass holds more of each: of as many, registers
-# would leave room for few programs. Powers of 2, and so are
+# Elements that are computed at a time, a power of 2. The backward pass holds more of each: of as
+# many as the forward pass has, registers would leave room for few programs.
 _FORWARD_ELEMENTS = 4096
 _BACKWARD_ELEMENTS = 2048
-# the rows that a program of the backward pass computes one after the other.
+# Rows that a program of the backward pass computes one after the other, a power of 2.
 _ROWS_OF_PROGRAM = 16
 _WARPS = 4
 
