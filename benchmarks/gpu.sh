@@ -12,7 +12,6 @@ results=${1:?$usage}
 corpus=${2:?$usage}
 profiles=${3-}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory too
-export JAX_PLATFORMS=cuda,cpu               # refuses to start without a GPU
 
 step() { # SHAPE [PEERS [ARGUMENT...]]
   python benchmarks/train_step.py --device gpu --corpus "$corpus" --peers "${2-compiled}" \
@@ -20,6 +19,7 @@ step() { # SHAPE [PEERS [ARGUMENT...]]
     "$1,residual_norm=triton,remat=none"
 }
 
+python -c 'import jax, sys; sys.exit(jax.default_backend() != "gpu" and "error: JAX finds no GPU")'
 python tests/gpu_parity.py
 python benchmarks/kernels.py base:128:256 base:512:64 --results "$results"
 step base:128:256,unroll=12,attention=triton
