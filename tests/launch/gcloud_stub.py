@@ -2,8 +2,9 @@
 
 It records its calls in ``calls`` of the directory that STUB_DIRECTORY names. What is sent to a
 worker by ssh is run there, here. ``plan`` in that directory has a line for each time that a log is
-followed and more is to happen: ``preempt`` (the workers die, the slice is PREEMPTED, and the next
-look at it fails) or ``disconnect``.
+followed and more is to happen: ``preempt`` (the workers, which hold, die when they are ready; the
+slice is PREEMPTED, and the next look at it fails) or ``disconnect``. A log that is followed to the
+end ends when the processes of all workers have.
 """
 
 import json
@@ -26,14 +27,18 @@ def state_file(kind: str) -> Path:
     return DIRECTORY / f"state of {kind}"
 
 
+def pids() -> list[int]:
+    """The processes that were started on the workers; some may have ended."""
+    files = [home(worker) / "bert_jax/pid" for worker in WORKERS]
+    return [int(file.read_text()) for file in files if file.exists()]
+
+
 def kill_workers() -> None:
-    for worker in WORKERS:
-        pid = home(worker) / "bert_jax/pid"
-        if pid.exists():
-            try:
-                os.killpg(int(pid.read_text()), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    for pid in pids():
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 def create() -> None:
@@ -85,6 +90,9 @@ def ssh(worker: str, command: str) -> int:
         if not others:
             plan.unlink()
         if event == "preempt":
+            with open(DIRECTORY / "ready") as ready:
+                for _ in WORKERS:
+                    ready.readline()
             kill_workers()
             (DIRECTORY / "hiccup").touch()
             state_file("tpu-vm").write_text("PREEMPTED")
@@ -98,6 +106,9 @@ def ssh(worker: str, command: str) -> int:
             ["bash", "-c", command], cwd=home(number), env=dict(os.environ) | place, check=False
         )
         codes.append(done.returncode)
+    if "worker_follow" in command:
+        for pid in pids():
+            subprocess.run(["tail", "--follow", f"--pid={pid}", "/dev/null"], check=True)
     return max(codes)
 
 
