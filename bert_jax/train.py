@@ -30,7 +30,7 @@ from bert_jax.tasks.base import (
     training_batches,
     validation_batches,
 )
-from bert_jax.tasks.program import Program, make_program
+from bert_jax.tasks.program import Program, check_settings, make_program
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.compiled_programs import keep_compiled_programs
 from bert_jax.training.continuation import changes, check_resumable
@@ -106,6 +106,7 @@ def _train(
         )
         resumed_at = checkpoints.latest()
         previous = None if resumed_at is None else checkpoints.record(resumed_at)
+        check_settings(config, mesh)
         origin = None
         if config.init_from and previous is None:
             origin = load(config.init_from, mesh=mesh)

@@ -32,7 +32,7 @@ VOCABULARY = ("--vocabulary_size", "1000")
         (["--topology", "v5e:0x2"], "v5e slices have 2 dimensions and 1 to 256 chips"),
         (["--topology", "v6e:32x16"], "v6e slices have 2 dimensions and 1 to 256 chips"),
         (["--config.mesh.fsdp=3"], "mesh.data=-1, mesh.fsdp=3, mesh.tensor=1 does not fit the 1 "),
-        (["--config.accumulation_steps=3"], "set --config.batch_size to a multiple of 3"),
+        (["--config.accumulation_steps=3"], "a batch size that is a multiple of 3"),
         ([], "the memory of 'cpu' is not known; give it with --hbm_gib, or --no_search"),
         (["--mfu", "0"], "--mfu 0.0 must be above 0"),
         (["--batch_per_chip", "-1"], "--batch_per_chip -1 must be above 0"),

@@ -63,4 +63,4 @@ def test_accumulation_equals_the_large_batch(tmp_path, run_program, small_run, r
 def test_a_batch_that_the_mesh_does_not_divide(tmp_path, run_program, small_run):
     refused = run_program("train", *small_run(tmp_path, "--config.batch_size=12"), devices=8)
     assert refused.returncode == 2
-    assert "set --config.batch_size to a multiple of 8" in refused.stderr
+    assert "a batch size that is a multiple of 8" in refused.stderr

@@ -131,7 +131,11 @@ def test_a_workdir_is_locked_and_a_finished_run_says_so(tmp_path, run_program, s
         (["--config.total_stepz=3"], "did you mean --config.total_steps?"),
         (["--config.data.max_length=128"], "the length that"),
         (["--config.corpus=nowhere"], "no corpus at nowhere"),
-        (["--config.batch_size=15", "--config.accumulation_steps=2"], "a multiple of 2"),
+        # Before the data are looked for, which may take long.
+        (
+            ["--config.batch_size=15", "--config.accumulation_steps=2", "--config.corpus=nowhere"],
+            "a multiple of 2",
+        ),
         (["--config.mesh.fsdp=3"], "does not fit the 1 devices"),
         (["--config.data.objective=nps"], "use one of nsp, sop, none"),
         (["--config.task=nothing"], "config.task='nothing' is no task"),

@@ -79,7 +79,10 @@ def make_program(task: Task, mesh: Mesh) -> Program:
       UserError: the config cannot be used, or the mesh does not divide a batch or a parameter.
     """
     config = task.config
-    _check_settings(config, task, mesh)
+    check_settings(config, mesh)
+    _check_least("total_steps", config.total_steps, 1)
+    for phase in task.phases:
+        _check_batch(phase.batch_size, config, mesh)
     rated = OptimizerConfig.from_mapping(config.optimizer)  # refuses a peak that is out of range
     optimizer, schedule = make_optimizer(
         dataclasses.replace(rated, learning_rate=1.0), config.total_steps
@@ -113,21 +116,37 @@ def abstract_batch(
     }
 
 
-def _check_settings(config: ml_collections.ConfigDict, task: Task, mesh: Mesh) -> None:
-    least = {"total_steps": 1, "batch_size": 1, "log_every_steps": 1, "accumulation_steps": 1}
+def check_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Refuses what cannot be used whatever the data are, before they are read.
+
+    Args:
+      config: of a run.
+      mesh: the devices to train on.
+
+    Raises:
+      UserError: a number is too small, a kernel is not for these devices, or the mesh does not
+        divide the batch.
+    """
+    least = {"batch_size": 1, "log_every_steps": 1, "accumulation_steps": 1}
     least |= {"evaluate_every_steps": 0, "checkpoint_every_steps": 0, "checkpoints.keep_last": 1}
     for key, lowest in least.items():
-        value = functools.reduce(operator.getitem, key.split("."), config)
-        if value < lowest:
-            raise UserError(f"--config.{key}={value} must be at least {lowest}")
+        _check_least(key, functools.reduce(operator.getitem, key.split("."), config), lowest)
     for field in KERNEL_FIELDS:
         kernel = config.get("model", {}).get(field, "xla")
         check_platform(field, kernel, mesh.devices.flat[0].platform)
+    _check_batch(config.batch_size, config, mesh)
+
+
+def _check_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"--config.{key}={value} must be at least {least}")
+
+
+def _check_batch(batch_size: int, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     parts = batch_shards(mesh) * config.accumulation_steps
-    for phase in task.phases:
-        if phase.batch_size % parts:
-            raise UserError(
-                f"a batch of {phase.batch_size} does not divide into {batch_shards(mesh)} parts of "
-                f"the mesh (data × fsdp) times {config.accumulation_steps} accumulation steps; "
-                f"set --config.batch_size to a multiple of {parts}"
-            )
+    if batch_size % parts:
+        raise UserError(
+            f"a batch of {batch_size} does not divide into {batch_shards(mesh)} parts of the mesh "
+            f"(data × fsdp) times {config.accumulation_steps} accumulation steps; give a batch "
+            f"size that is a multiple of {parts}"
+        )
