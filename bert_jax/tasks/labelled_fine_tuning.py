@@ -128,8 +128,10 @@ class LabelledFineTuning(FineTuning):
 
 
 def _part_names(setting: str, parts: int) -> list[str]:
-    names = [name.strip().rpartition("/")[2].partition(".")[0] for name in setting.split(",")]
-    return [""] + [f"{name}_" for name in names[1:parts]]
+    paths = [path.strip() for path in setting.split(",")][1:parts]
+    stems = [path.rpartition("/")[2].partition(".")[0] for path in paths]
+    names = stems if len(set(stems)) == len(stems) else paths
+    return ["", *(f"{name}_" for name in names)]
 
 
 def token_sum(batch: Batch) -> Ratio:

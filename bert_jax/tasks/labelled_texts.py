@@ -83,6 +83,25 @@ def read_splits(
     return read_parts(data, split, read, concatenate, _divide)
 
 
+def all_labels(data: ml_collections.ConfigDict, table: Table) -> Table:
+    """The labels of the training rows, and of those that were kept apart for validation.
+
+    A label may be so rare that every row which has it is among the latter.
+
+    Args:
+      data: as for ``read_splits``.
+      table: the training rows.
+
+    Raises:
+      UserError: something cannot be read.
+    """
+    if data.validation or not data.validation_share:
+        return table
+    undivided = data.copy_and_resolve_references()
+    undivided.validation_share = 0.0
+    return concatenate(read_splits(undivided, "train", []))
+
+
 def _divide(table: Table, share: float) -> tuple[Table, Table]:
     """Training and validation rows."""
     apart = choose_apart(len(table), share)
@@ -98,18 +117,23 @@ def _divide(table: Table, share: float) -> tuple[Table, Table]:
     return take(~apart), take(apart)
 
 
+# What stands in a table where a row has no label.
+_NO_LABEL = (None, "")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def class_name(value: Any) -> str:
     """The name of a class that JSON or CSV gives as a text, a number or a truth value."""
     return value if isinstance(value, str) else str(value)
 
 
-def find_names(table: Table, column: str, given: Sequence[str]) -> tuple[str, ...]:
+def find_names(table: Table, column: str, given: Sequence[Any]) -> tuple[str, ...]:
     """The names of the classes: those given, those that TFDS has, or those that occur."""
     if given:
-        return tuple(given)
+        return tuple(map(class_name, given))
     if column in table.class_names:
         return table.class_names[column]
-    names = {class_name(value) for value in table.columns[column]}
+    names = {class_name(value) for value in table.columns[column] if value not in _NO_LABEL}
     return tuple(sorted(names, key=lambda name: (not _is_number(name), _sort_key(name))))
 
 
@@ -124,7 +148,8 @@ def _sort_key(name: str) -> tuple[int, str]:
 def class_numbers(table: Table, column: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The classes of a table's rows: int32 [N], and float32 [N], 0 where the label is hidden.
 
-    A label is a name, or a number of one where the names are known; -1 is TFDS's hidden label.
+    A label is a name, or where no name is a number, the number of one. TFDS's numbers are those of
+    its own names. Nothing hides a label, and -1, as TFDS has it, where that is no name.
 
     Raises:
       UserError: a label is none of the names.
@@ -132,16 +157,20 @@ def class_numbers(table: Table, column: str, names: Sequence[str]) -> tuple[np.n
     if column not in table.columns:
         return np.zeros(len(table), np.int32), np.zeros(len(table), np.float32)
     number_of: Mapping[str, int] = {name: number for number, name in enumerate(names)}
+    # Of the names 1, 2 and 4, the label 3 is no index: it is a class that was never seen.
+    indices = range(0 if any(map(_is_number, names)) else len(names))
+    named = table.class_names.get(column, ())
     numbers = np.zeros(len(table), np.int32)
     known = np.ones(len(table), np.float32)
     for row, value in enumerate(table.columns[column]):
-        name = class_name(value)
-        if name in number_of:
-            numbers[row] = number_of[name]
-        elif isinstance(value, int) and 0 <= value < len(names):
-            numbers[row] = value
-        elif value in (-1, None, ""):
+        is_named = isinstance(value, int) and 0 <= value < len(named)
+        name = named[value] if is_named else class_name(value)
+        if value in _NO_LABEL or (name == "-1" and name not in number_of):
             known[row] = 0.0
+        elif name in number_of:
+            numbers[row] = number_of[name]
+        elif isinstance(value, int) and value in indices:
+            numbers[row] = value
         else:
             raise UserError(
                 f"{table.places[row]} has the label {value!r}, which training never saw; the "
@@ -187,16 +216,20 @@ def values_of(
     values = np.zeros(len(table), np.float32)
     known = np.ones(len(table), np.float32)
     for row, value in enumerate(table.columns[column]):
-        if value in (None, "", hidden):
+        if value in _NO_LABEL:
             known[row] = 0.0
             continue
         try:
-            values[row] = float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            values[row] = math.nan
-        if not math.isfinite(values[row]):
+            number = math.nan
+        if number == hidden:
+            known[row] = 0.0
+            continue
+        if not abs(number) <= _LARGEST:  # NaN is not either
             raise UserError(
                 f"{table.places[row]} has {value!r} in the column {column!r}, where a number "
                 "should stand"
             )
+        values[row] = number
     return values, known

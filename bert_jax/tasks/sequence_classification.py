@@ -20,6 +20,8 @@ from bert_jax.tasks.base import Batch
 from bert_jax.tasks.labelled_fine_tuning import LabelledFineTuning, token_sum
 from bert_jax.tasks.labelled_texts import (
     LabelledRows,
+    all_labels,
+    class_name,
     class_numbers,
     find_names,
     label_sets,
@@ -45,11 +47,12 @@ class Classification(LabelledFineTuning):
     def prepare_labels(self, table: Table) -> None:
         """The classes are those that the config gives, or those that training has."""
         data = self.config.data
-        self.labels = find_names(table, data.label, data.labels)
+        self.labels = find_names(all_labels(data, table), data.label, data.labels)
         if len(self.labels) < 2:
+            found = f"one label only, {self.labels[0]!r}" if self.labels else "no labels"
             raise UserError(
-                f"the training rows have one label only, {self.labels[0]!r} in the column "
-                f"{data.label!r}; choose another column with --config.data.label"
+                f"the training rows have {found} in the column {data.label!r}; choose another "
+                "column with --config.data.label"
             )
 
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -118,9 +121,14 @@ class MultiLabelClassification(LabelledFineTuning):
     def prepare_labels(self, table: Table) -> None:
         """The labels are those that the config gives, or those that training has."""
         data = self.config.data
-        found = label_sets(table, data.label, data.label_separator)
+        found = label_sets(all_labels(data, table), data.label, data.label_separator)
         names = {label for labels in found for label in labels}
-        self.labels = tuple(data.labels) or tuple(sorted(names))
+        self.labels = tuple(map(class_name, data.labels)) or tuple(sorted(names))
+        if not self.labels:
+            raise UserError(
+                f"the training rows have no labels in the column {data.label!r}; choose another "
+                "column with --config.data.label"
+            )
 
     def targets(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
         """float32 [N, T], 1 where a row has a label."""

@@ -143,6 +143,32 @@ def test_pairs_and_several_validation_files(make_task, files):
     assert mixed == pytest.approx(task.metrics(result.sums)["accuracy"])
 
 
+def test_files_of_one_name_are_scored_apart(make_task, files, tmp_path):
+    for name in ("dev.en.jsonl", "dev.de.jsonl", "dev.fr.jsonl"):
+        (tmp_path / name).write_text((files / "more.jsonl").read_text())
+    names = ",".join(str(tmp_path / f"dev.{name}.jsonl") for name in ("en", "de", "fr"))
+    task = make_task(data__validation=names)
+    assert [name for name, _ in task.parts()] == [
+        *("", f"{tmp_path}/dev.de.jsonl_", f"{tmp_path}/dev.fr.jsonl_"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi_label"])
+def test_labels_of_rows_that_are_kept_apart_are_classes_too(make_task, tmp_path, kind):
+    path = tmp_path / "rare.csv"
+    lines = [f"good,class {row}\n" for row in range(10)]
+    path.write_text("".join(["text,label\n", *lines]))
+    task = make_task(
+        task=kind,
+        data__train=path,
+        data__validation="",
+        data__validation_share=0.2,
+    )
+    assert task.labels == tuple(f"class {row}" for row in range(10))
+    scores = task.scores(run_evaluation(task, initialise(task)).outputs)
+    assert 0 <= scores["accuracy"] <= 1
+
+
 def test_class_weights_weigh_the_loss(make_task):
     task = make_task(class_weights="(1.0, 2.0, 0.0)")
     params = initialise(task)
@@ -207,6 +233,12 @@ def test_one_label_only_is_refused(make_task, files, tmp_path):
     path.write_text('{"text": "good", "label": "x"}\n' * 3)
     with pytest.raises(UserError, match="have one label only, 'x'"):
         make_task(data__train=path)
+    path.write_text('{"text": "good", "label": null}\n' * 3)
+    with pytest.raises(UserError, match="have no labels in the column 'label'"):
+        make_task(data__train=path)
+    path.write_text('{"text": "good", "label": []}\n' * 3)
+    with pytest.raises(UserError, match="have no labels in the column 'label'"):
+        make_task(task="multi_label", data__train=path)
 
 
 def test_hidden_values_are_not_scored(make_task, tmp_path):
