@@ -3,6 +3,7 @@
 Shapes: N examples, T labels.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -46,11 +47,15 @@ def score_label_sets(truth_NT: np.ndarray, predicted_NT: np.ndarray) -> dict[str
     from sklearn import metrics
 
     accuracy = float(metrics.accuracy_score(truth_NT, predicted_NT))
-    return {"accuracy": accuracy, **_averages(truth_NT, predicted_NT, None)}
+    # A single label is to scikit-learn one of two classes, of which only having it counts here.
+    labels = np.array([1]) if truth_NT.shape[1] == 1 else None
+    return {"accuracy": accuracy, **_averages(truth_NT, predicted_NT, labels)}
 
 
 def score_values(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Metrics of predicted numbers: ``pearson``, ``spearman``, NaN where one is constant; ``mse``.
+    """Metrics of predicted numbers: ``pearson``, ``spearman`` and ``mse``.
+
+    A correlation is NaN where the truth or the predictions are constant, or a single number.
 
     Args:
       truth: float [N].
@@ -59,13 +64,16 @@ def score_values(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     from scipy import stats
     from sklearn import metrics
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        pearson, spearman = stats.pearsonr(truth, predicted), stats.spearmanr(truth, predicted)
+    pearson = spearman = math.nan
+    if len(truth) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+            pearson = float(stats.pearsonr(truth, predicted).statistic)
+            spearman = float(stats.spearmanr(truth, predicted).statistic)
     return {
-        "pearson": float(pearson.statistic),
-        "spearman": float(spearman.statistic),
+        "pearson": pearson,
+        "spearman": spearman,
         "mse": float(metrics.mean_squared_error(truth, predicted)),
     }
 

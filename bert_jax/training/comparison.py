@@ -27,8 +27,10 @@ class Point(NamedTuple):
         return statistics.fmean(result.values[metric] for result in self.results)
 
     def deviation(self, metric: str) -> float | None:
-        """The standard deviation over the seeds, with n-1; None for a single one."""
+        """The standard deviation over the seeds, with n-1; None for a single one, or NaN."""
         values = [result.values[metric] for result in self.results]
+        if not all(map(math.isfinite, values)):
+            return math.nan  # which statistics.stdev does not take
         return statistics.stdev(values) if len(values) > 1 else None
 
     def score(self) -> float:
