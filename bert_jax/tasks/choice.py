@@ -28,6 +28,8 @@ from bert_jax.training.metrics import Ratio, Sums
 
 # The score of a choice that a row does not have; its probability is exactly zero.
 _NO_CHOICE = -1e9
+# What stands in the column of labels where a row has none.
+_HIDDEN = (None, "", -1, "-1")
 
 
 class Choice(LabelledFineTuning):
@@ -146,39 +148,54 @@ def choice_numbers(
     """The right choices: int32 [N], and float32 [N], 0 where the label is hidden.
 
     A label is the choice itself, its number from 0, or its letter from A, as RACE has it; -1 and
-    nothing hide it.
+    nothing hide it. Where choices are numbers or letters themselves, the whole column tells which
+    of the two its texts are.
 
     Raises:
-      UserError: a label is none of them.
+      UserError: a label is none of them, or the column may be read either way.
     """
     numbers = np.zeros(len(table), np.int32)
     if column not in table.columns:
         return numbers, np.zeros(len(table), np.float32)
-    known = np.ones(len(table), np.float32)
-    for row, label in enumerate(table.columns[column]):
-        if label in (None, "", -1, "-1"):
-            known[row] = 0.0
-            continue
-        number = _choice_number(label, choices[row])
-        if number is None:
+    known = np.array([label not in _HIDDEN for label in table.columns[column]], np.float32)
+    labelled = [
+        (row, label, _place_of(label, choices[row]), _index(label, len(choices[row])))
+        for row, label in enumerate(table.columns[column])
+        if known[row]
+    ]
+    all_indices = all(index is not None for _, _, _, index in labelled)
+    all_choices = all(place is not None for _, _, place, _ in labelled)
+    for row, label, place, index in labelled:
+        chosen = index if all_indices or place is None else place
+        if chosen is None:
             raise UserError(
                 f"{table.places[row]} has {label!r} in the column {column!r}, which is none of its "
                 f"{len(choices[row])} choices, nor the number of one from 0 to "
                 f"{len(choices[row]) - 1}"
             )
-        numbers[row] = number
+        if all_indices and all_choices and place != index:
+            raise UserError(
+                f"{table.places[row]} has {label!r} in the column {column!r}, which is one of its "
+                "choices, and the number or letter of another; give all labels as numbers in JSON "
+                "lines"
+            )
+        numbers[row] = chosen
     return numbers, known
 
 
-def _choice_number(label: Any, choices: Sequence[str]) -> int | None:
+def _place_of(label: Any, choices: Sequence[str]) -> int | None:
+    """The number of the choice that a label is, if it is one."""
+    return choices.index(label) if label in choices else None
+
+
+def _index(label: Any, choices: int) -> int | None:
+    """The number from 0 that a label is, or whose letter, if there are so many choices."""
     if isinstance(label, str):
-        if label in choices:
-            return choices.index(label)
         if label.isdecimal():
             label = int(label)
         elif len(label) == 1:
             label = ord(label) - ord("A")
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices):
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < choices:
         return label
     return None
 

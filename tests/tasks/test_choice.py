@@ -90,10 +90,25 @@ def test_labels_may_be_numbers_letters_or_texts():
         return int(numbers[0]) if known[0] else None
 
     assert [number(label) for label in (1, "1", "B", "y")] == [1, 1, 1, 1]
-    assert [number(label, row=0) for label in ("1", "B", "C")] == [1, 2, 2]
+    assert [number(label, row=0) for label in ("1", "C", 2)] == [1, 2, 2]
     assert [number(label) for label in (-1, "-1", None, "")] == [None] * 4
     no_column = choice_numbers(Table(["here"], {}, {}), "label", choices[:1])
     assert not no_column[1].any()
+
+
+def test_choices_that_are_numbers_may_be_named_by_either_if_the_column_tells():
+    choices = [["8", "2", "24"], ["7", "5", "6"], ["0", "1", "2"]]
+
+    def numbers(*labels):
+        rows = Table([f"line {row}" for row in range(len(labels))], {"label": list(labels)}, {})
+        return choice_numbers(rows, "label", choices[: len(labels)])[0].tolist()
+
+    assert numbers("24", "7", "1") == [2, 0, 1]  # 24 is no number of a choice
+    assert numbers("2", "0", "1") == [2, 0, 1]  # 0 is no choice of the second row
+    assert numbers("2", "7", "1") == [1, 0, 1]
+    assert numbers(2, 0, 1) == [2, 0, 1]
+    with pytest.raises(UserError, match="line 0 has '2' .* one of its choices, and the number"):
+        numbers("2")
 
 
 @pytest.mark.parametrize("label", [3, "3", "D", "w", 1.5, True, "²", "α"])
