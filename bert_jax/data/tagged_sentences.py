@@ -204,8 +204,13 @@ def _tag_name(tag: Any, names: Sequence[str], where: str) -> str:
     return tag
 
 
+def is_entity_tag(tag: str) -> bool:
+    """Whether a tag is ``O``, or one of an entity."""
+    return _ENTITY_TAG.fullmatch(tag) is not None
+
+
 def _check_tag(tag: Any, where: str) -> None:
-    if not isinstance(tag, str) or not _ENTITY_TAG.fullmatch(tag):
+    if not isinstance(tag, str) or not is_entity_tag(tag):
         raise UserError(
             f"{where} has {tag!r}, which is no entity tag (O, or B-, I-, E- or S- before "
             "the entity's type); choose the column of the tags, or correct it"

@@ -16,7 +16,7 @@ from flax import linen as nn
 from seqeval.metrics.sequence_labeling import get_entities
 
 from bert_jax.data.tag_windows import TagWindows, make_tag_windows
-from bert_jax.data.tagged_sentences import OUTSIDE, Sentence, split_words
+from bert_jax.data.tagged_sentences import OUTSIDE, Sentence, is_entity_tag, split_words
 from bert_jax.models.description import Head
 from bert_jax.prediction.batches import apply_to_stream
 from bert_jax.prediction.command import Command, add_batch_flag
@@ -110,10 +110,18 @@ def tag_stream(
         yield from zip(block, windows.tags(list(labels), names), strict=True)
 
 
-def entities_of(text: Words, tags: Sequence[str]) -> list[Entity]:
-    """The entities that tags make, as they are counted in scores."""
+def entities_of(text: Words, tags: Sequence[str], labels: Sequence[str]) -> list[Entity]:
+    """The entities that tags make, as they are counted in scores.
+
+    Where the model's labels are no tags of entities, as parts of speech are not, each word is one,
+    of the type that its tag is.
+    """
+    if all(map(is_entity_tag, labels)):
+        pieces = get_entities(list(tags))
+    else:
+        pieces = [(tag, word, word) for word, tag in enumerate(tags)]
     found = []
-    for kind, first, last in get_entities(list(tags)):
+    for kind, first, last in pieces:
         start, end = text.spans[first][0], text.spans[last][1]
         found.append(Entity(kind, text.text[start:end], start, end))
     return found
@@ -129,8 +137,8 @@ def _reader(arguments: argparse.Namespace) -> Reader:
     return Reader(lambda line, place: {"words": Words.of_text(line)}, row)
 
 
-def _shown(text: Words, tags: list[str]) -> Answer:
-    entities = entities_of(text, tags)
+def _shown(text: Words, tags: list[str], labels: Sequence[str]) -> Answer:
+    entities = entities_of(text, tags, labels)
     record = {
         "text": text.text,
         "words": text.words,
@@ -145,8 +153,11 @@ def _shown(text: Words, tags: list[str]) -> Answer:
 def _run(model: Pretrained, arguments: argparse.Namespace) -> None:
     texts = (fields["words"] for _, fields in read_examples(arguments, _reader(arguments)))
     tagged = tag_stream(model, texts, batch_size=arguments.batch_size)
+    labels = model.description.labels
     write_answers(
-        (_shown(text, tags) for text, tags in tagged), arguments.output, as_json=arguments.json
+        (_shown(text, tags, labels) for text, tags in tagged),
+        arguments.output,
+        as_json=arguments.json,
     )
 
 
@@ -157,4 +168,6 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-TAG = Command("tag", "the entities of a text", (Head.TAGGING,), _add_flags, _run)
+TAG = Command(
+    "tag", "the entities of a text, or the tags of its words", (Head.TAGGING,), _add_flags, _run
+)

@@ -163,10 +163,19 @@ def test_tags_are_printed(tagger, run, tmp_path):
 def test_entities_are_pieces_of_the_text():
     text = Words.of_text("Ann  Lee, of Rome")
     assert text.words == ("Ann", "Lee", ",", "of", "Rome")
-    entities = entities_of(text, ["B-PER", "I-PER", "O", "O", "I-LOC"])
+    labels = ["O", "B-PER", "I-PER", "I-LOC"]
+    entities = entities_of(text, ["B-PER", "I-PER", "O", "O", "I-LOC"], labels)
     assert [tuple(entity) for entity in entities] == [
         ("PER", "Ann  Lee", 0, 8),
         ("LOC", "Rome", 13, 17),
+    ]
+
+
+def test_tags_of_no_entities_are_those_of_words():
+    tags = ["NOUN", "NOUN", "PUNCT", "I", "NOUN"]
+    words = entities_of(Words.of_text("Ann  Lee, of Rome"), tags, ["NOUN", "PUNCT", "I"])
+    assert [(word.type, word.text) for word in words] == [
+        *(("NOUN", "Ann"), ("NOUN", "Lee"), ("PUNCT", ","), ("I", "of"), ("NOUN", "Rome")),
     ]
 
 
