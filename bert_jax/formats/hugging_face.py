@@ -23,7 +23,23 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _VOCABULARY = "vocab.txt"
 _CARD = "README.md"
 # What BERT's tokenizer can be told otherwise, and is not here.
-_TOKENIZER_DEFAULTS = {"tokenize_chinese_chars": True, "do_basic_tokenize": True}
+_TOKENIZER_DEFAULTS = {
+    "tokenize_chinese_chars": True,
+    "do_basic_tokenize": True,
+    "word_tokenizer_type": "basic",  # Japanese models have others, which need dictionaries
+    "subword_tokenizer_type": "wordpiece",
+}
+# The classes that read ``vocab.txt`` as BERT does.
+_TOKENIZER_CLASSES = (
+    "BertTokenizer",
+    "BertTokenizerFast",
+    "DistilBertTokenizer",
+    "DistilBertTokenizerFast",
+    "ElectraTokenizer",
+    "ElectraTokenizerFast",
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)
 
 
 class ForeignModel(NamedTuple):
@@ -66,6 +82,12 @@ def read_model(directory: Path) -> ForeignModel:
     lengths = [model.description.max_length, _max_length(directory)]
     description = model.description
     if layout is not None:
+        if layout.lowercases and not tokenizer.lowercase:
+            raise UserError(
+                f"{directory} has do_lower_case=true for sentence-transformers and a tokenizer "
+                "that keeps capitals, which is not done here; remove the key if the model was not "
+                "trained so"
+            )
         lengths.append(layout.max_length)
         description = dataclasses.replace(
             description, pooling=layout.pooling, normalize=layout.normalize
@@ -128,8 +150,15 @@ def read_tokenizer(directory: Path) -> tuple[WordPieceTokenizer, list[str]]:
                 f"{directory / _TOKENIZER_CONFIG} has {key}={settings[key]!r}, which BERT's "
                 f"tokenizer here does not know; only {key}={wanted!r} can be converted"
             )
+    kind = settings.get("tokenizer_class")
+    if path.name == _VOCABULARY and kind is not None and kind not in _TOKENIZER_CLASSES:
+        raise UserError(
+            f"{directory} is read by the tokenizer {kind}, and only BERT's can be converted"
+        )
     tokenizer = WordPieceTokenizer.from_file(path)
-    lowercase = settings.get("do_lower_case", tokenizer.lowercase)
+    lowercase = settings.get("do_lower_case")
+    if lowercase is None:
+        lowercase = tokenizer.lowercase
     if settings.get("strip_accents") not in (None, lowercase):
         raise UserError(
             f"{directory / _TOKENIZER_CONFIG} lower-cases without stripping accents, or the "
@@ -143,8 +172,10 @@ def read_tokenizer(directory: Path) -> tuple[WordPieceTokenizer, list[str]]:
 
 
 def _tokenizer_settings(directory: Path) -> dict[str, Any]:
-    path = directory / _TOKENIZER_CONFIG
-    return read_object(path) if path.is_file() else {}
+    paths = (directory / name for name in (CONFIG, _TOKENIZER_CONFIG))
+    model, tokenizer = (read_object(path) if path.is_file() else {} for path in paths)
+    # Some directories name the class beside the model alone.
+    return {"tokenizer_class": model.get("tokenizer_class")} | tokenizer
 
 
 def _added_tokens(directory: Path) -> set[str]:

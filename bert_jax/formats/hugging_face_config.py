@@ -159,7 +159,7 @@ def _classification_head(
 def _label_names(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     names = fields.get("id2label") or {}
     if names:
-        return tuple(names[number] for number in sorted(names, key=int))
+        return tuple(str(names[number]) for number in sorted(names, key=int))
     bias = tensors.get("classifier.bias", np.zeros(2))
     return tuple(f"LABEL_{number}" for number in range(bias.size))
 

@@ -27,12 +27,14 @@ class Layout(NamedTuple):
       pooling: how hidden states become one vector.
       normalize: whether it is scaled to length 1.
       max_length: the longest input, special tokens included; None where nothing says.
+      lowercases: whether texts are lower-cased before the tokenizer has them.
     """
 
     transformer: Path
     pooling: Pooling
     normalize: bool
     max_length: int | None
+    lowercases: bool
 
 
 def read_layout(directory: Path) -> Layout | None:
@@ -56,11 +58,14 @@ def read_layout(directory: Path) -> Layout | None:
             "alone"
         )
     fields = read_object(paths["Pooling"] / "config.json")
+    transformer = paths["Transformer"] / _TRANSFORMER_CONFIG
+    settings = read_object(transformer) if transformer.is_file() else {}
     return Layout(
         paths["Transformer"],
         _read_pooling(fields, paths["Pooling"] / "config.json"),
         "Normalize" in paths,
-        _read_max_length(paths["Transformer"] / _TRANSFORMER_CONFIG),
+        settings.get("max_seq_length"),
+        bool(settings.get("do_lower_case")),
     )
 
 
@@ -75,10 +80,6 @@ def _read_pooling(fields: dict[str, Any], path: Path) -> Pooling:
         f"{', '.join(_POOLING_MODES.values())} can be converted; remove {_MODULES} to convert the "
         "encoder alone"
     )
-
-
-def _read_max_length(path: Path) -> int | None:
-    return read_object(path).get("max_seq_length") if path.is_file() else None
 
 
 def write_layout(directory: Path, description: ModelDescription) -> None:

@@ -307,10 +307,27 @@ def test_the_tokenizer_is_the_one_that_transformers_would_load(tmp_path: Path) -
     for change, message in (
         ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars=False"),
         ({"strip_accents": False}, "without stripping accents"),
+        ({"word_tokenizer_type": "mecab"}, "word_tokenizer_type='mecab'"),
     ):
         settings.write_text(json.dumps(fields | change))
         with pytest.raises(UserError, match=message):
             read_model(tmp_path)
+    settings.write_text(json.dumps(fields | {"do_lower_case": None}))
+    assert read_model(tmp_path).tokenizer.size == tokenizer.size
+
+
+def test_a_vocabulary_that_another_tokenizer_reads_is_refused(tmp_path: Path) -> None:
+    models.write_model(tmp_path, CASES["encoder"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(models.VOCABULARY) + "\n")
+    config = tmp_path / "config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(fields | {"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(UserError, match="read by the tokenizer BertJapaneseTokenizer"):
+        read_model(tmp_path)
+    config.write_text(json.dumps(fields | {"tokenizer_class": "BertTokenizer"}))
+    assert read_model(tmp_path).tokenizer.size
 
 
 def test_a_vocabulary_alone_is_enough(tmp_path: Path) -> None:

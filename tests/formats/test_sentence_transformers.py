@@ -57,14 +57,14 @@ def test_a_directory_without_the_files_has_no_layout(tmp_path: Path) -> None:
 )
 def test_the_layout_is_read(pooling: Any, wanted: Pooling, tmp_path: Path) -> None:
     layout = read_layout(write(tmp_path, MODULES, pooling, 17))
-    assert layout == (tmp_path, wanted, False, 17)
+    assert layout == (tmp_path, wanted, False, 17, False)
     renamed = {
         "sentence_transformers.base.modules.transformer.Transformer": "0_Transformer",
         "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "1_Pooling",
         "sentence_transformers.sentence_transformer.modules.normalize.Normalize": "2_Normalize",
     }
     layout = read_layout(write(tmp_path, renamed, pooling, None))
-    assert layout == (tmp_path / "0_Transformer", wanted, True, None)
+    assert layout == (tmp_path / "0_Transformer", wanted, True, None, False)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,19 @@ def test_other_embeddings_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read_layout(write(tmp_path, modules, pooling, None))
+
+
+def test_lower_casing_that_the_tokenizer_does_not_do_is_refused(tmp_path: Path) -> None:
+    models.write_model(tmp_path, CASES["encoder"])
+    write(tmp_path, MODULES, MEAN, None)
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    settings = tmp_path / "tokenizer_config.json"
+    fields = json.loads(settings.read_text())
+    settings.write_text(json.dumps(fields | {"do_lower_case": False, "strip_accents": None}))
+    with pytest.raises(UserError, match="do_lower_case=true for sentence-transformers"):
+        load(tmp_path)
+    settings.write_text(json.dumps(fields | {"do_lower_case": True, "strip_accents": None}))
+    assert load(tmp_path).description.pooling is Pooling.MEAN
 
 
 @pytest.mark.parametrize("content", ["{}", "[3]", '[{"type": "Pooling"}]', "3"])
