@@ -16,6 +16,8 @@ from bert_jax.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 BYTE_ORDER_MARK = "\ufeff"
+_ZSTANDARD_INPUT = 4096  # bytes at once: they may be thousands of times as many decompressed
+_ZSTANDARD_BUFFER = 2**17
 DECOMPRESSION_ERRORS = (
     EOFError,
     gzip.BadGzipFile,
@@ -124,11 +126,49 @@ def decompressed(raw: BinaryIO, suffix: str) -> contextlib.AbstractContextManage
     if suffix == ".xz":
         return lzma.LZMAFile(raw)
     if suffix == ".zst":
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            raw, read_across_frames=True, closefd=False
-        )
-        return io.BufferedReader(reader)
+        return io.BufferedReader(_ZstandardFile(raw), _ZSTANDARD_BUFFER)
     return contextlib.nullcontext(raw)
+
+
+class _ZstandardFile(io.RawIOBase):
+    """The bytes of a .zst file of one frame or several.
+
+    Unlike zstandard's own reader it raises EOFError for a file that ends within a frame, as the
+    readers of .gz and .xz do: half a download is not taken for the whole.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__()
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun = False  # something of the frame was read
+        self._compressed = b""
+        self._text = memoryview(b"")  # so that a part is taken without a copy of the rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._text and self._advance():
+            pass
+        count = min(len(buffer), len(self._text))
+        buffer[:count] = self._text[:count]
+        self._text = self._text[count:]
+        return count
+
+    def _advance(self) -> bool:
+        """Decompresses some more; False at the end of the file."""
+        self._compressed = self._compressed or self._raw.read(_ZSTANDARD_INPUT)
+        if not self._compressed:
+            if self._begun:
+                raise EOFError("the file ends within a frame")
+            return False
+        self._text = memoryview(self._frame.decompress(self._compressed))
+        self._begun = not self._frame.eof
+        self._compressed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        return True
 
 
 def is_unicode(text: str) -> bool:

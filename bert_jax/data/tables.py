@@ -10,6 +10,7 @@ from bert_jax.data.tfds_rows import TfdsRows
 from bert_jax.errors import UserError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_FIELD = 2**31 - 1  # characters; the module's own limit is 131,072, less than a book
 _JSON_SUFFIXES = (".jsonl", ".json")
 
 
@@ -142,6 +143,7 @@ def _unzip(pairs: Iterable[tuple[str, dict[str, Any]]]) -> tuple[list[str], list
 def _separated_rows(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
     # TSV knows no quotes: a quote in it is a character of the text.
     lines = text_lines(path)
+    csv.field_size_limit(_LONGEST_FIELD)
     if separator == ",":
         reader = csv.reader(lines, strict=True)
     else:

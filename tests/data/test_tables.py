@@ -67,6 +67,13 @@ def test_what_is_wrong_is_named(tmp_path, name, content, message):
         read_table(path, ["text", "label"])
 
 
+def test_a_text_may_be_a_book(tmp_path):
+    path = tmp_path / "books.csv"
+    book = "word " * 100_000
+    path.write_text(f"text,label\n{book},a\n")
+    assert read_table(path, ["text", "label"]).columns == {"text": [book], "label": ["a"]}
+
+
 def test_a_text_must_be_a_text(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": 3}\n')

@@ -185,6 +185,23 @@ def test_whole_files(tmp_path, suffix):
     assert uncompressed_suffix(path) == ".txt"
 
 
+@given(
+    texts=st.lists(st.binary(max_size=20_000), min_size=1, max_size=4),
+    cut=st.floats(0, 1, exclude_max=True),
+)
+def test_half_an_archive_is_no_archive(tmp_path_factory, texts, cut):
+    # Frames of their own, as parts that were compressed one by one and joined.
+    frames = [zstandard.compress(text.hex().encode()) for text in texts]
+    path = tmp_path_factory.mktemp("archives") / "a.txt.zst"
+    path.write_bytes(b"".join(frames))
+    assert read_text(path) == b"".join(texts).hex()
+    last = frames[-1][: 1 + int(cut * (len(frames[-1]) - 1))]
+    path.write_bytes(b"".join([*frames[:-1], last]))
+    if last != frames[-1]:
+        with pytest.raises(UserError, match=r"a.txt.zst is a broken .zst file"):
+            read_text(path)
+
+
 def test_whole_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"none.txt cannot be read \(No such file"):
         read_text(tmp_path / "none.txt")
