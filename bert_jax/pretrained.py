@@ -87,15 +87,17 @@ class Pretrained:
         is compiled once.
 
         Args:
-          texts: any number of texts.
+          texts: any number of texts, in a sequence.
           batch_size: how many are encoded at once.
 
         Returns:
           float32 [len(texts), D], in the order of the texts.
 
         Raises:
-          UserError: ``batch_size`` is below 1.
+          UserError: ``batch_size`` is below 1, or ``texts`` is a single text.
         """
+        if isinstance(texts, str):
+            raise UserError("encode takes a list of texts; write encode([text])")
         if not texts:
             return np.zeros((0, self.config.width), np.float32)
         longest = self.description.max_length

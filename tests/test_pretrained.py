@@ -61,6 +61,11 @@ def test_what_holds_no_model_is_named(directory: Path, tmp_path: Path) -> None:
         load(directory / "work" / "checkpoints" / "5")
 
 
+def test_a_single_text_is_not_taken_for_many(loaded: Pretrained) -> None:
+    with pytest.raises(UserError, match=r"write encode\(\[text\]\)"):
+        loaded.encode("Ann")
+
+
 def test_importing_the_package_stays_instant() -> None:
     program = "import sys, bert_jax; assert 'jax' not in sys.modules; print(bert_jax.load.__name__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
