@@ -175,6 +175,18 @@ def _train(
             _past_scores(workdir.files, task) if resumed_at else (),
         )
         compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
+
+        def save() -> None:
+            nonlocal saved
+            if step == saved:
+                return
+            monitor.catch_up()
+            log.flush()
+            if is_first():
+                workdir.publish()
+            checkpoints.save(state, record._replace(step=step))
+            saved = step
+
         while True:
             is_last = step == config.total_steps or patience.exhausted
             phase = task.phase_at(step)
@@ -191,7 +203,11 @@ def _train(
                 )
                 given_up = result is None
                 if result is not None:
-                    score = _log_validation(step, result, task, log, progress)
+                    try:
+                        score = _log_validation(step, result, task, log, progress)
+                    except Exception:
+                        save()  # what was learnt, though it cannot be scored as was asked
+                        raise
                     patience.note(score)
                     number = task.phases.index(phase)
                     lower = -score if task.higher_is_better else score
@@ -200,13 +216,8 @@ def _train(
                 meter.restart()
             stopping = preemption.stops_here()
             save_due = is_last or stopping or _is_due(step, config.checkpoint_every_steps)
-            if (save_due or (is_best and config.checkpoints.keep_best)) and step != saved:
-                monitor.catch_up()
-                log.flush()
-                if is_first():
-                    workdir.publish()
-                checkpoints.save(state, record._replace(step=step))
-                saved = step
+            if save_due or (is_best and config.checkpoints.keep_best):
+                save()
             if is_last or stopping:
                 break
             batch = to_global(meter.next(batches), mesh)

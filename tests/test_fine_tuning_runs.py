@@ -61,6 +61,19 @@ def test_a_killed_run_equals_one_that_was_not(
     assert read_numbers(tmp_path) == whole
 
 
+def test_a_metric_that_there_is_not_costs_no_update(tmp_path, fine_tuning, whole, run_program):
+    command = ("train", *fine_tuning, "--workdir", str(tmp_path))
+    refused = run_program(*command, "--config.selection=mcc")
+    assert refused.returncode == 2
+    assert "--config.selection='mcc' is no metric of this task" in refused.stderr
+    again = run_program(*command)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step 12" in again.stderr
+    assert again.stderr.count(": compiled") == 0
+    scored = json.loads((tmp_path / "result.json").read_text())
+    assert scored["values"]["accuracy"] == whole[-1]["validation/accuracy"]
+
+
 @pytest.mark.parametrize("processes, mesh", every_layout([(2, MESHES[-1])]))
 def test_what_is_learnt_does_not_depend_on_the_layout(
     tmp_path, fine_tuning, whole, start_processes, read_numbers, processes, mesh
