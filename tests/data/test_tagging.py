@@ -69,7 +69,9 @@ def test_conll(tmp_path, separator, end):
     assert read_conll_sentences(path, token_column=2, tag_column=0) == SENTENCES
 
 
-WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\t "), min_size=1)
+# A byte order mark in front of the first word would be the file's.
+SEPARATORS = "\n\r\t \ufeff"
+WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=SEPARATORS), min_size=1)
 TAG = st.sampled_from(["O", "B-a", "I-a", "E-b-c", "S-é", "B"])
 
 
