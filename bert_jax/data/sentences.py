@@ -11,6 +11,9 @@ import re
 
 import sentencex
 
+_WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")  # of several bytes in UTF-8, such as U+00A0
+# Where sentencex 1.0.32 takes such a space for one byte, and stops the program ("vitamin A .").
+_LETTER_BEFORE_WIDE_STOP = re.compile(rf"[A-Z]{_WIDE_SPACE.pattern}+\.")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 
@@ -28,5 +31,8 @@ def split_sentences(text: str, *, language: str = "en", wrapped_lines: bool = Fa
     else:
         blocks = [block.replace("\n", " ") for block in _BLANK_LINES.split(text)]
     # One call for all: a blank line is a boundary to sentencex as well.
-    sentences = sentencex.segment(language, "\n\n".join(blocks))
+    text = "\n\n".join(blocks)
+    if _LETTER_BEFORE_WIDE_STOP.search(text):
+        text = _WIDE_SPACE.sub(" ", text)
+    sentences = sentencex.segment(language, text)
     return [stripped for sentence in sentences if (stripped := sentence.strip())]

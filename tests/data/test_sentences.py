@@ -1,6 +1,8 @@
 """Sentence splitting."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bert_jax.data.sentences import split_sentences
 
@@ -28,6 +30,31 @@ def test_windows_line_ends():
 @pytest.mark.parametrize("text", ["", " \n\n \t\n"])
 def test_blank_text_has_no_sentences(text):
     assert split_sentences(text) == []
+
+
+WIDE_SPACES = "\u00a0\u202f\u2009\u3000\u2028\u0085"
+
+
+@pytest.mark.parametrize("space", WIDE_SPACES)
+@pytest.mark.parametrize("language", ["en", "fr", "de"])
+def test_a_letter_and_a_wide_space_before_a_stop(space, language):
+    text = f"Carrots hold vitamin A{space}. They are good. So are peas."
+    sentences = split_sentences(text, language=language)
+    assert " ".join(sentences) == "Carrots hold vitamin A . They are good. So are peas."
+    assert sentences[-1] == "So are peas."
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from(["A", "z.B", "Dr", "word", "é", "3", "(", "»", "東京", ".", "?"])
+        | st.sampled_from([*WIDE_SPACES, " ", "\n"])
+    ),
+    language=st.sampled_from(["en", "fr", "de", "ru", "ja"]),
+)
+def test_any_order_of_letters_stops_and_spaces(pieces, language):
+    text = "".join(pieces)
+    joined = "".join(split_sentences(text, language=language))
+    assert "".join(joined.split()) == "".join(text.split())
 
 
 def test_other_scripts():
