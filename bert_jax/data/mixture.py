@@ -6,6 +6,7 @@ own source's stream is known without looking at the rows before it.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ def parse_mixture(text: str) -> tuple[Part, ...]:
       UserError: a part has no weight, or one that is no positive number, or a corpus comes twice.
     """
     names = text.split("+")
-    if len(names) == 1 and not _is_number(text.rpartition(":")[2]):
+    is_single = len(names) == 1 and not _is_number(text.rpartition(":")[2])
+    if is_single or os.path.isdir(text):
         return (Part(text, 1.0),)
     parts = []
     for name in names:
@@ -62,13 +64,19 @@ class MixturePlan:
     """Assigns rows to sources in proportion to ``weights``, which sum to 1."""
 
     def __init__(self, weights: Sequence[float], seed: int):
+        self._weights = np.asarray(weights)
         self._bounds = np.concatenate([[0.0], np.cumsum(weights)])
         self._bounds[-1] = 1.0
         self._seed = seed
 
     def _before(self, rows: int) -> np.ndarray:
         """How many of the first ``rows`` rows, a whole number of windows, each source has."""
-        return np.diff(np.floor(rows * self._bounds).astype(np.int64))
+        if (self._weights[1:-1] >= 1 / _WINDOW).all():
+            return np.diff(np.floor(rows * self._bounds).astype(np.int64))
+        # Between two bounds so near each other the number of rows would not only rise.
+        shares = np.floor(rows * self._weights).astype(np.int64)
+        shares[np.argmax(self._weights)] += rows - shares.sum()
+        return shares
 
     def _window(self, window: int) -> np.ndarray:
         """The source of every row of a window: int64 [_WINDOW]."""
