@@ -80,8 +80,8 @@ class InParts:
                     f"{part.number + 1} of {len(self._parts)}); prepare it again"
                 )
         hashes = SmallestHashes()
-        for survey in surveys:
-            hashes.update(survey.smallest_hashes)
+        for result in found:
+            hashes.update(result["smallest_hashes"])
         return Spooled(
             SpooledRecords(
                 tuple(spool_directory(directory, part) for part in self._parts),

@@ -9,7 +9,6 @@ from bert_jax.data.chunking import Chunker, chunk_batches
 from bert_jax.data.chunks import record_dtype
 from bert_jax.data.documents import Piece, Source, Tally, batch_pieces, number_pieces
 from bert_jax.data.parts import Task
-from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import Spool, SpooledRecords
 from bert_jax.data.stages import Progress, Report, Spooled
 from bert_jax.data.vocabulary_sample import VocabularySample, piece_key
@@ -43,18 +42,11 @@ class InProcess:
     def spool(self, chunker: Chunker) -> Spooled:
         """Turns all text into records; it is read once."""
         tally = Tally()
-        hashes = SmallestHashes()
         source_counts: list[dict[str, Any]] = []
-
-        def pieces() -> Iterator[Piece]:
-            for piece in self._read(tally, "tokenising", source_counts):
-                if piece.part == 0:
-                    hashes.add(piece.document_hash)
-                yield piece
-
+        pieces = self._read(tally, "tokenising", source_counts)
         directory = self._scratch / "spool"
         with local_place(directory) as local, Spool(local) as spool:
-            for records in chunk_batches(batch_pieces(pieces()), chunker, workers=self._workers):
+            for records in chunk_batches(batch_pieces(pieces), chunker, workers=self._workers):
                 spool.add(records)
         return Spooled(
             SpooledRecords((directory,), record_dtype(chunker.tokenizer.size)),
@@ -63,7 +55,7 @@ class InProcess:
             tally.text_bytes,
             tally.skipped,
             source_counts,
-            hashes,
+            spool.hashes,
         )
 
     def run(self, stage: str, task: Task, elements: Sequence[Any]) -> None:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, Protocol
 
 from bert_jax.data.chunking import Chunker, chunk_batches
 from bert_jax.data.documents import Piece, Source, Tally, batch_pieces, number_pieces
-from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import Spool
 from bert_jax.data.vocabulary_sample import PieceKey, VocabularySample, piece_key
 from bert_jax.errors import UserError
@@ -79,7 +78,6 @@ class PartSurvey(NamedTuple):
       documents: how many documents it has.
       text_bytes: bytes of text, as UTF-8.
       skipped: lines, files and rows left out because they could not be read.
-      smallest_hashes: of its documents.
       sample: (hash, part, number, characters) of its pieces that may be in the vocabulary's sample.
       bound: the smallest key that cannot be, None if there is none.
     """
@@ -87,7 +85,6 @@ class PartSurvey(NamedTuple):
     documents: int
     text_bytes: int
     skipped: int
-    smallest_hashes: list[int]
     sample: list[list[int]]
     bound: list[int] | None
 
@@ -110,18 +107,14 @@ class SurveyPart:
 
     def _survey(self, part: Part) -> PartSurvey:
         tally = Tally()
-        hashes = SmallestHashes()
         sample = VocabularySample(self.sample_characters)
         for number, piece in enumerate(number_pieces(part.source, tally)):
-            if piece.part == 0:
-                hashes.add(piece.document_hash)
             if self.sample_characters:
                 sample.add(piece_key(piece, part.number, number), len(piece.text))
         return PartSurvey(
             tally.documents,
             tally.text_bytes,
             tally.skipped,
-            hashes.smallest,
             [[*key, characters] for key, characters, _ in sample.pieces()],
             None if sample.bound is None else list(sample.bound),
         )
@@ -151,7 +144,7 @@ class SamplePart:
 
 @dataclass(frozen=True)
 class SpoolPart:
-    """The third pass; writes a spool and its size.
+    """The third pass; writes a spool, its size and the smallest hashes of its documents.
 
     Attributes:
       directory: where to.
@@ -167,7 +160,7 @@ class SpoolPart:
             self.directory, numbered.part, lambda part: self._spool(part, numbered.first_document)
         )
 
-    def _spool(self, part: Part, first_document: int) -> dict[str, int]:
+    def _spool(self, part: Part, first_document: int) -> dict[str, Any]:
         tally = Tally(documents=first_document)
         pieces: Iterator[Piece] = number_pieces(part.source, tally)
         with local_place(spool_directory(self.directory, part)) as local:
@@ -182,6 +175,7 @@ class SpoolPart:
             "documents": tally.documents - first_document,
             "text_bytes": tally.text_bytes,
             "bytes_written": spool.bytes_written,
+            "smallest_hashes": spool.hashes.smallest,
         }
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple, Self
 import numpy as np
 
 from bert_jax.data.chunks import Records, offsets_of, positions_of_runs
+from bert_jax.data.smallest_hashes import SmallestHashes
 
 _BUCKET_BITS = 7
 BUCKETS = 1 << _BUCKET_BITS
@@ -41,6 +42,7 @@ class Spool:
 
     Attributes:
       bytes_written: the size of the records that were added.
+      hashes: the smallest of their documents; one of too little text for a record is none of them.
     """
 
     def __init__(self, directory: Path):
@@ -48,6 +50,7 @@ class Spool:
         self._paths = [_bucket_file(directory, bucket) for bucket in range(BUCKETS)]
         self._files: list[BinaryIO] = []
         self.bytes_written = 0
+        self.hashes = SmallestHashes()
 
     def __enter__(self) -> Self:
         for path in self._paths:
@@ -60,6 +63,7 @@ class Spool:
 
     def add(self, keyed: KeyedRecords) -> None:
         """Appends records, in any order."""
+        self.hashes.update(np.unique(keyed.document_hashes).tolist())
         keyed = _sorted(keyed)
         headers = np.empty(len(keyed.keys), _HEADER)
         headers["key"] = keyed.keys

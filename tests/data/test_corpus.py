@@ -172,6 +172,16 @@ def test_one_document_makes_no_validation_split(tmp_path):
         corpus.split("validation")
 
 
+def test_documents_of_no_record_are_not_drawn_for_validation(tmp_path):
+    for number in range(90):  # one token each, as titles between chapters may be
+        (tmp_path / f"{number}.txt").write_text(chr(0x4E00 + number))
+    for name in ("cat", "dog", "tree"):
+        (tmp_path / f"{name}.txt").write_text(f"The {name} sat. The dog ran.")
+    corpus = prepare_corpus([str(tmp_path / "*.txt")], tmp_path / "c", OPTIONS)
+    assert corpus.counts["validation"]["documents"] > 0
+    assert sum(counts["documents"] for counts in corpus.counts.values()) == 3
+
+
 def test_large_vocabularies(tmp_path):
     vocabulary = tmp_path / "vocab.txt"
     filler = [f"[unused{i}]" for i in range(70_000)]
