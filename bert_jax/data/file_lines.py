@@ -116,11 +116,13 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 
 def uncompressed_suffix(path: Path) -> str:
-    """The suffix that tells a file's format: ``.jsonl`` of ``a.jsonl.xz``."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    """The suffix that tells a file's format, in lower case: ``.jsonl`` of ``a.JSONL.xz``."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
 def decompressed(raw: BinaryIO, suffix: str) -> contextlib.AbstractContextManager[Readable]:
+    suffix = suffix.lower()
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if suffix == ".xz":

@@ -167,7 +167,7 @@ def find_files(pattern: str) -> tuple[Path, ...]:
         with store_errors(pattern):
             found = _find_remote_files(pattern)
     elif path.is_dir():
-        found = [file for file in path.rglob("*") if file.is_file() and _is_text(file)]
+        found = [file for file in _files_below(path) if _is_text(file) and file.is_file()]
     elif path.exists():
         found = [path]
     else:
@@ -197,6 +197,17 @@ def _find_remote_files(pattern: str) -> list[Path]:
     if not path.exists():
         return []
     return list(_text_files_below(path)) if path.is_dir() else [path]
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    """The files of any depth, those behind links to directories too, each directory once."""
+    seen = set()
+    for place, directories, files in os.walk(directory, followlinks=True):
+        seen.add(os.path.realpath(place))
+        directories[:] = sorted(
+            name for name in directories if os.path.realpath(os.path.join(place, name)) not in seen
+        )
+        yield from (Path(place, name) for name in files)
 
 
 def _text_files_below(directory: Path) -> Iterator[Path]:

@@ -161,6 +161,13 @@ def test_finding_files(tmp_path):
     assert find_files(f"{tmp_path}/image.png") == (tmp_path / "image.png",)
     with pytest.raises(UserError, match=r"No file matches --input '.*\*\.csv'"):
         find_files(f"{tmp_path}/*.csv")
+    disk = tmp_path / "disk"
+    (disk / "other").mkdir(parents=True)
+    (disk / "other/E.TXT").touch()
+    for link, place in (("deep/more", disk / "other"), ("disk/round", disk)):
+        (tmp_path / link).symlink_to(place)
+    assert [path.name for path in find_files(f"{tmp_path}/deep")] == ["c.jsonl", "d.md", "E.TXT"]
+    assert find_files(str(disk)) == (disk / "other/E.TXT",)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no files ending in"):
         find_files(f"{tmp_path}/empty")
@@ -174,6 +181,13 @@ def test_half_a_surrogate_pair_is_bad_input(tmp_path):
     tally = Tally()
     assert len(documents(path, tally=tally, bad_input="skip")) == 1
     assert tally.skipped == 1
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_suffixes_may_be_capital_letters(tmp_path, suffix):
+    path = tmp_path / f"A.JSONL{suffix.upper()}"
+    path.write_bytes(COMPRESS[suffix](b'{"text": "here"}\n'))
+    assert documents(path) == ["here"]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
