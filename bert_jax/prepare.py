@@ -299,7 +299,7 @@ def summary(corpus: Corpus, model: str | None = None) -> str:
         f"pretrain.py:base,corpus={directory}" if model is None else f"adapt.py:corpus={directory}"
     )
     command = f"  python -m bert_jax.train --config {shlex.quote(f'configs/{recipe}')}"
-    command += f" --workdir runs/{name}"
+    command += f" --workdir {shlex.quote(f'runs/{name}')}"
     if model is not None:
         command += f" --config.init_from={shlex.quote(model)}"
     return "\n".join([*lines, command])

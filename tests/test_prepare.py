@@ -120,6 +120,7 @@ def test_documents_of_one_sentence_draw_a_warning(tmp_path, capsys):
         (["--vocab_size", "5"], "has no room"),
         (["--workers", "-1"], "--workers -1"),
         (["--vocabulary_megabytes", "0"], "--vocabulary_megabytes 0"),
+        (["--vocabulary_megabytes", "inf"], "--vocabulary_megabytes inf is no size"),
         (["--input", "nothing/*.txt"], "No file matches --input 'nothing/"),
         (["--input", "tfds:no_such_data_set"], "TFDS has no data set 'no_such_data_set'"),
         (["--max_lenght", "8"], "did you mean --max_length"),
@@ -157,6 +158,24 @@ def test_a_standing_output_is_kept_unless_told_otherwise(text, tmp_path):
     for kept in (output, tmp_path):
         with pytest.raises(UserError, match="holds something besides a corpus"):
             prepare.main(options(text, kept, "--overwrite"))
+
+
+def test_what_a_link_leads_to_is_the_output(text, tmp_path, monkeypatch):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk)
+    prepare.main(options(text, link))
+    assert link.is_symlink() and open_corpus(link).fingerprint == open_corpus(disk).fingerprint
+    prepare.main(options(text, link, "--overwrite"))
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link", "text.txt"]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    prepare.main(options(text, "."))
+    assert open_corpus(here).fingerprint == open_corpus(disk).fingerprint
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == here)
+    with pytest.raises(UserError, match="is where a disk is mounted"):
+        prepare.main(options(text, here, "--overwrite"))
 
 
 @pytest.mark.parametrize(

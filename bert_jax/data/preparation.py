@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import secrets
 import time
@@ -25,7 +26,7 @@ from bert_jax.data.tfds_text import TfdsText
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.data.vocabulary_extension import extend_vocabulary
 from bert_jax.errors import UserError, first_line
-from bert_jax.storage import as_path, remove_directory, store_errors
+from bert_jax.storage import as_path, is_remote, remove_directory, store_errors
 
 DOCUMENTATION = "docs"
 
@@ -104,6 +105,8 @@ def prepare_corpus(
     """
     _check(options)
     output = as_path(output)
+    if not is_remote(output):
+        output = output.resolve()  # what a link leads to, and not the link, is replaced
     run = None
     if options.beam_runner is not None:
         run = BeamRun(options.beam_runner, options.beam_options, options.workers, report)
@@ -162,9 +165,9 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(
             f"--validation_share {options.validation_share} is no share; give 0 to below 1"
         )
-    if options.vocabulary_megabytes <= 0:
+    if not 0 < options.vocabulary_megabytes < math.inf:
         raise UserError(
-            f"--vocabulary_megabytes {options.vocabulary_megabytes} leaves no text; give more"
+            f"--vocabulary_megabytes {options.vocabulary_megabytes} is no size; give 100, say"
         )
     if options.new_words < 0:
         raise UserError(f"--extend_vocabulary {options.new_words} is no number of words")
@@ -175,6 +178,8 @@ def _check(options: PrepareOptions) -> None:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
+    if os.path.ismount(output):
+        raise UserError(f"{output} is where a disk is mounted; give a directory in it as --output")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not output.is_dir() or {path.name for path in output.iterdir()} != {BertCorpus.name}:
