@@ -1,5 +1,6 @@
 """Ends a run whose validation score no longer gets better."""
 
+import math
 from collections.abc import Iterable
 
 
@@ -22,7 +23,8 @@ class EarlyStopping:
 
     def note(self, score: float) -> None:
         """Takes the score of an evaluation; one that is not a number is no improvement."""
-        if self._best is None or self._sign * score > self._sign * self._best:
+        is_better = self._best is None or self._sign * score > self._sign * self._best
+        if is_better and not math.isnan(score):
             self._best, self._since_best = score, 0
         else:
             self._since_best += 1

@@ -21,3 +21,4 @@ def test_no_patience_is_endless_and_nan_is_no_improvement():
     endless = EarlyStopping(0, True, [3.0, 2.0, 1.0, 0.0])
     assert not endless.exhausted
     assert EarlyStopping(1, True, [0.5, float("nan")]).exhausted
+    assert not EarlyStopping(2, True, [float("nan"), 0.5, 0.4, 0.6]).exhausted
