@@ -167,7 +167,7 @@ def _parse_value(text: str, value: object, value_type: type) -> object:
     if value_type in (tuple, list):
         return _parse_sequence(text, value, value_type)
     if value is None:
-        return _parse_literal(text, otherwise=text)
+        return _parse_any(text)
     raise ValueError(f"no value from the command line, being a {value_type.__name__}")
 
 
@@ -203,8 +203,16 @@ def _parse_sequence(text: str, value: object, value_type: type) -> object:
     return value_type(parsed)
 
 
+def _parse_any(text: str) -> object:
+    parsed = _parse_literal(text, otherwise=text)
+    if isinstance(parsed, float) and parsed.is_integer() and "." not in text:
+        return int(parsed)  # 1e5, as where a whole number stands already
+    is_value = isinstance(parsed, bool | int | float | str | tuple | list)
+    return parsed if is_value else text
+
+
 def _parse_literal(text: str, otherwise: object) -> object:
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return otherwise

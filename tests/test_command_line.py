@@ -207,6 +207,13 @@ def test_what_is_not_a_config_file_is_refused(tmp_path, name, message):
         ("init_from", "runs/base", "runs/base"),
         ("init_from", "None", None),
         ("init_from", "3", 3),
+        ("init_from", "1e5", 100_000),
+        ("init_from", "0.5", 0.5),
+        ("init_from", "2.0", 2.0),
+        ("init_from", "('query',)", ("query",)),
+        ("init_from", "{1, 2}", "{1, 2}"),
+        ("init_from", "{[1]: 2}", "{[1]: 2}"),
+        ("init_from", "1j", "1j"),
     ],
 )
 def test_text_is_read_as_the_key_s_type(config, key, text, value):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from numbers import Integral, Real
 from typing import Any
 
 from bert_jax.errors import UserError
@@ -131,6 +132,7 @@ class BertConfig:
     adapter_width: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         counts = (
             "vocabulary_size",
             "layers",
@@ -172,6 +174,14 @@ class BertConfig:
             )
         self._check_attention()
         self._check_adaptation()
+
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and not isinstance(value, Integral):
+                raise UserError(f"{field.name} is {value!r}; give a whole number.")
+            if field.type is float and not isinstance(value, Real):
+                raise UserError(f"{field.name} is {value!r}; give a number.")
 
     def _check_attention(self) -> None:
         if self.residual_norm not in RESIDUAL_NORMS:

@@ -44,18 +44,17 @@ def encoder_shape(
     if described is not None:
         encoder = dataclasses.replace(described.config, **given)
     else:
-        try:
-            encoder = BertConfig(vocabulary_size=tokenizer.size, **given)
-        except TypeError:
+        if not all(name in given for name in ("layers", "width", "heads", "feed_forward_width")):
             if "size" not in config:
                 raise UserError(
                     "there is no encoder to start from; give --config.init_from=DIRECTORY (a run, "
                     "or a Hugging Face model)"
-                ) from None
+                )
             raise UserError(
                 "an encoder with random weights needs a size; set --config.size=mini (or another), "
                 "or give --config.init_from=DIRECTORY"
-            ) from None
+            )
+        encoder = BertConfig(vocabulary_size=tokenizer.size, **given)
     for key in config.model:
         config.model[key] = getattr(encoder, key)
     return encoder

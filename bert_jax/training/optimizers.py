@@ -82,6 +82,11 @@ class OptimizerConfig:
                 "Optimizer first_moment_dtype is of adamw and lamb, and adafactor keeps no first "
                 "moment; leave it out."
             )
+        if not isinstance(self.warmup_steps, int | None):
+            raise UserError(
+                f"Optimizer warmup_steps is {self.warmup_steps!r}; give a whole number, or a share "
+                "of all steps as warmup_share."
+            )
         ranges = {
             "learning_rate": (0.0, math.inf),
             "warmup_share": (0.0, 1.0),

@@ -76,6 +76,9 @@ def test_unusable_sizes(size: str, message: str) -> None:
     [
         ({"heads": 3}, "width 128 does not divide into 3 heads"),
         ({"vocabulary_size": 0}, "vocabulary_size is 0"),
+        ({"lora_rank": 10.5}, "lora_rank is 10.5; give a whole number"),
+        ({"hidden_dropout": (0, 1)}, r"hidden_dropout is \(0, 1\); give a number"),
+        ({"hidden_dropout": "abc"}, "hidden_dropout is 'abc'; give a number"),
         ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
         ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),

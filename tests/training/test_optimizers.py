@@ -374,6 +374,12 @@ def test_cosine_schedule_with_a_floor() -> None:
     np.testing.assert_allclose([result[6], *result[8:]], [1.1, 0.2, 0.2], atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [0.1, "10%"])
+def test_steps_of_warm_up_are_no_share(steps: object) -> None:
+    with pytest.raises(UserError, match=f"warmup_steps is {steps!r}; give a whole number"):
+        make_optimizer({"warmup_steps": steps}, 100)
+
+
 def test_warmup_stable_decay_schedule() -> None:
     result = rates(10, schedule="warmup_stable_decay", warmup_steps=2, decay_share=0.4)
     expected = [0, 1, 2, 2, 2, 2, 2, 1.5, 1, 0.5, 0, 0]
