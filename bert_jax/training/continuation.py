@@ -34,6 +34,10 @@ def changes(previous: RunRecord, current: RunRecord) -> list[str]:
     """One sentence, if anything that decides a run's numbers changed at a resume."""
     found = describe_changes(previous.environment, current.environment)
     found += config_changes(previous.config, current.config)
+    before, after = (record.config.get("batch_size") for record in (previous, current))
+    if before != after:
+        # A batch's rows follow from its number and size alone.
+        found.append(f"the data go on as after {previous.step:,} batches of {after}")
     return [f"changed at step {previous.step:,}: {', '.join(found)}"] if found else []
 
 
