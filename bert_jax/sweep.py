@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = take_overrides(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(rest)
     seeds = _seeds(arguments.seeds)
+    if any(key == "seed" for key, _ in overrides):
+        raise UserError("a sweep has the seeds of --seeds; give it in the place of --config.seed")
     grid = [_values(setting) for setting in arguments.grid]
     names = [key for key, _ in grid]
     if len(set(names)) < len(names):

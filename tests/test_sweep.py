@@ -121,6 +121,7 @@ def test_other_settings_are_refused(fake_runs, tmp_path):
         (["--grid", "batch_size"], "KEY=VALUE,VALUE"),
         (["--grid", "batch_size=1,1"], "different values"),
         (["--grid", "seed=1,2"], "give --seeds"),
+        (["--config.seed=5"], "in the place of --config.seed"),
         (["--grid", "batch_size=1", "--grid", "batch_size=2"], "a key twice"),
         (["--seeds", "1,1"], "different whole numbers"),
         (["--seeds", "a"], "different whole numbers"),
