@@ -29,6 +29,7 @@ from bert_jax.errors import UserError, first_line
 from bert_jax.storage import as_path, is_remote, remove_directory, store_errors
 
 DOCUMENTATION = "docs"
+_INCOMPLETE = ".incomplete-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,6 @@ def prepare_corpus(
     """
     _check(options)
     output = as_path(output)
-    if not is_remote(output):
-        output = output.resolve()  # what a link leads to, and not the link, is replaced
     run = None
     if options.beam_runner is not None:
         run = BeamRun(options.beam_runner, options.beam_options, options.workers, report)
@@ -178,11 +177,15 @@ def _check(options: PrepareOptions) -> None:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
-    if os.path.ismount(output):
-        raise UserError(f"{output} is where a disk is mounted; give a directory in it as --output")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists():
         return
-    if not output.is_dir() or {path.name for path in output.iterdir()} != {BertCorpus.name}:
+    # What a program that was killed left in it is nobody's.
+    names = set()
+    if output.is_dir():
+        names = {path.name for path in output.iterdir() if not path.name.startswith(_INCOMPLETE)}
+        if not names:
+            return
+    if names != {BertCorpus.name}:
         raise UserError(f"{output} holds something besides a corpus; give another --output")
     if not overwrite:
         raise UserError(f"{output} holds a corpus; give --overwrite to replace it")
@@ -190,25 +193,32 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _new_directory(output: Path) -> Iterator[Path]:
-    """A directory that becomes ``output`` when the block ends well, and vanishes otherwise.
+    """A directory whose corpus is in ``output`` when the block ends well; it vanishes otherwise.
 
-    On a disk it becomes that at once. In an object store, where nothing can, its files are copied;
+    On a disk it comes there at once. In an object store, where nothing can, its files are copied;
     until all are there, what is missing tells that it is no whole corpus.
     """
-    beside = f"{output.name}.incomplete-{secrets.token_hex(4)}"
-    directory = output.parent / f".{beside}"
+    token = secrets.token_hex(4)
+    # A directory that stands stays, for it may be a link, a mounted disk or where a shell is.
+    stands = output.is_dir() and not is_remote(output)
+    if stands:
+        directory = output / f"{_INCOMPLETE}{token}"
+    else:
+        directory = output.parent / f".{output.name}{_INCOMPLETE}{token}"
     try:
         with store_errors(output):
             directory.mkdir(parents=True)
     except OSError as error:
         raise UserError(
-            f"{output.parent} cannot be written ({error.strerror or first_line(error)}); give "
+            f"{directory.parent} cannot be written ({error.strerror or first_line(error)}); give "
             "another --output"
         ) from None
     try:
         yield directory
-        if output.exists():
-            old = output.parent / f".{beside}-old"
+        if stands:
+            _put(directory / BertCorpus.name, output / BertCorpus.name, directory / "old")
+        elif output.exists():
+            old = output.parent / f"{directory.name}-old"
             output.rename(old)
             directory.rename(output)
             remove_directory(old)
@@ -217,6 +227,18 @@ def _new_directory(output: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             remove_directory(directory)
+
+
+def _put(new: Path, place: Path, old: Path) -> None:
+    """Moves a directory to its place, and what stands there to another, or nothing."""
+    try:
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    except BaseException:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
 
 
 def _tokenizer(
