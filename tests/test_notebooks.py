@@ -36,7 +36,13 @@ def test_a_reader_pretrains_fine_tunes_and_predicts(
     ]:
         assert f"{name} = " in parameters.source
         parameters.source += f"\n{name} = {value!r}"
-    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}})
+    client = nbclient.NotebookClient(
+        notebook,
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        # A busy machine fails no test.
+        startup_timeout=300,
+        iopub_timeout=300,
+    )
     client.execute(env=program_environment(compiled_programs) | devices_flags(1))
 
     shown = "\n".join(output_of(cell) for cell in cells)
