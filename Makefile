@@ -12,7 +12,7 @@ demo: $(VENV)/runtime  ## pretrain a small BERT on the documentation of this mac
 	$(BIN)/python -m bert_jax.predict fill-mask --checkpoint runs/demo \
 		"Returns the [MASK] of the array." "If the file does not [MASK], an exception is raised."
 
-test: $(VENV)/test  ## every test, about 12 minutes on two cores
+test: $(VENV)/test  ## every test, about 15 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/test  ## all but the tests that start whole runs
