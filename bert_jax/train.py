@@ -9,7 +9,7 @@ and saved, run it again to go on; 130 stopped by Ctrl-C and saved; 2 the input c
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -204,10 +204,13 @@ def _train(
                 given_up = result is None
                 if result is not None:
                     try:
-                        score = _log_validation(step, result, task, log, progress)
+                        values = _validation_values(result, task)
                     except Exception:
-                        save()  # what was learnt, though it cannot be scored as was asked
+                        # In all processes alike. What was learnt is kept, though it has no score.
+                        save()
                         raise
+                    _log_validation(step, values, log, progress)
+                    score = values[task.selection]
                     patience.note(score)
                     number = task.phases.index(phase)
                     lower = -score if task.higher_is_better else score
@@ -304,21 +307,24 @@ def _describer(task: Task) -> Callable[[int, Sums], dict[str, float]]:
     return describe
 
 
-def _log_validation(
-    step: int, result: Evaluation, task: Task, log: MetricsLog, progress: Progress
-) -> float:
-    """Logs an evaluation; returns the score that decides which checkpoint is best."""
+def _validation_values(result: Evaluation, task: Task) -> dict[str, float]:
+    """The metrics of an evaluation, among them the one that decides which checkpoint is best."""
     result.sums.pop(TOKENS, None)
     values = task.metrics(result.sums) | task.scores(result.outputs)
-    log.write(step, {f"validation/{name}": value for name, value in values.items()})
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    progress.note(f"step {step:,}: validation {shown}")
     if task.selection not in values:
         raise UserError(
             f"--config.selection={task.selection!r} is no metric of this task; choose one of "
             f"{', '.join(values)}"
         )
-    return values[task.selection]
+    return values
+
+
+def _log_validation(
+    step: int, values: Mapping[str, float], log: MetricsLog, progress: Progress
+) -> None:
+    log.write(step, {f"validation/{name}": value for name, value in values.items()})
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    progress.note(f"step {step:,}: validation {shown}")
 
 
 def _compile(

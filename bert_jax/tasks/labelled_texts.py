@@ -86,7 +86,8 @@ def read_splits(
 def all_labels(data: ml_collections.ConfigDict, table: Table) -> Table:
     """The labels of the training rows, and of those that were kept apart for validation.
 
-    A label may be so rare that every row which has it is among the latter.
+    A label may be so rare that every row which has it is among the latter. Where the config names
+    the labels, none need be found.
 
     Args:
       data: as for ``read_splits``.
@@ -95,7 +96,7 @@ def all_labels(data: ml_collections.ConfigDict, table: Table) -> Table:
     Raises:
       UserError: something cannot be read.
     """
-    if data.validation or not data.validation_share:
+    if data.labels or data.validation or not data.validation_share:
         return table
     undivided = data.copy_and_resolve_references()
     undivided.validation_share = 0.0
