@@ -211,8 +211,8 @@ def _train(
                         raise
                     _log_validation(step, values, log, progress)
                     score = values[task.selection]
-                    patience.note(score)
                     number = task.phases.index(phase)
+                    patience.note(number, score)
                     lower = -score if task.higher_is_better else score
                     is_best = checkpoints.note_score(step, number, lower)
                     is_last = is_last or patience.exhausted
@@ -289,9 +289,13 @@ def _start(previous: RunRecord | None, origin: Pretrained | None) -> Start:
     return Start() if origin is None else Start(origin.assets, params=origin.params)
 
 
-def _past_scores(workdir: Path, task: Task) -> list[float]:
+def _past_scores(workdir: Path, task: Task) -> list[tuple[int, float]]:
     name = f"validation/{task.selection}"
-    return [record[name] for record in read_metrics(workdir / METRICS) if name in record]
+    return [
+        (task.phases.index(task.phase_at(int(record["step"]))), record[name])
+        for record in read_metrics(workdir / METRICS)
+        if name in record
+    ]
 
 
 def _peak_flops(mesh: jax.sharding.Mesh) -> float | None:
