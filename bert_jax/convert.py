@@ -31,8 +31,9 @@ from bert_jax.formats.model_card import model_card
 from bert_jax.formats.naming import to_tensors
 from bert_jax.formats.tensorflow_checkpoint import read_tensorflow_checkpoint
 from bert_jax.models.adaptation import merge_lora
-from bert_jax.models.description import ASSET, Head, Pooling
-from bert_jax.pretrained import VOCABULARY_ASSET, Pretrained, load
+from bert_jax.models.description import ASSET, Head, ModelDescription, Pooling
+from bert_jax.pretrained import CONVERTED, VOCABULARY_ASSET, Pretrained, load
+from bert_jax.storage import as_path, is_remote
 from bert_jax.training.atomic_file import write_directory_atomically
 from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.environment import environment
@@ -44,6 +45,12 @@ from bert_jax.training.workdir import CONFIG, write_config
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and converts; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    for place in (arguments.out, arguments.source if arguments.command.startswith("from-") else ""):
+        if is_remote(place):
+            raise UserError(
+                f"{place} is in an object store, and other programs' files are read and written on "
+                "a disk; copy them, and name the copy"
+            )
     source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser()
     match arguments.command:
         case "from-hf":
@@ -51,16 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "from-tf":
             notes = _write_workdir(read_tensorflow_checkpoint(source), source, out)
         case "to-hf":
-            notes = _to_hugging_face(
-                _load_plain(arguments),
-                source,
-                out,
-                head=arguments.head,
-                pooling=arguments.pooling,
-                normalize=arguments.normalize,
-            )
+            model = _load_plain(arguments)
+            notes = _to_hugging_face(model, arguments, out)
         case "to-onnx":
-            notes = _to_onnx(_load_plain(arguments), out)
+            model = _load_plain(arguments)
+            notes = _to_onnx(model, out)
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {out}")
@@ -131,7 +133,7 @@ def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str
     """Makes a working directory with one checkpoint, at step 0."""
     record = RunRecord(
         step=0,
-        config={"task": "converted", "source": source.resolve().name},
+        config={"task": CONVERTED, "source": source.resolve().name},
         identity={"vocabulary": model.tokenizer.hash},
         assets={
             ASSET: model.description.to_json(),
@@ -148,15 +150,8 @@ def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str
     return model.notes
 
 
-def _to_hugging_face(
-    model: Pretrained,
-    source: Path,
-    out: Path,
-    *,
-    head: str,
-    pooling: str | None,
-    normalize: bool | None,
-) -> Sequence[str]:
+def _to_hugging_face(model: Pretrained, arguments: argparse.Namespace, out: Path) -> Sequence[str]:
+    head, pooling, normalize = arguments.head, arguments.pooling, arguments.normalize
     if normalize is not None and pooling is None:
         raise UserError("--normalize is about embeddings; give --pooling too")
     if head == "mlm" and pooling is not None:
@@ -176,12 +171,18 @@ def _to_hugging_face(
             normalize=description.normalize if normalize is None else normalize,
         )
     params = jax.tree.map(np.asarray, params)
+    # Scores are of the head that the run had.
+    scored_at: int | None = None
+    scores: dict[str, float] = {}
+    if description.head is model.description.head:
+        scored_at, scores = _scores(arguments.source, model.record)
     card = model_card(
-        _workdir(source).resolve().name,
+        _name(arguments),
         description,
         sum(tensor.size for tensor in to_tensors(params, description).values()),
         record=model.record,
-        scores=_scores(source, model.record),
+        scored_at=scored_at,
+        scores=scores,
         for_sentences=pooling is not None,
     )
     with write_directory_atomically(out) as directory:
@@ -193,11 +194,30 @@ def _to_hugging_face(
             card,
             for_sentences=pooling is not None,
         )
-    if description.head is Head.NONE and not description.pooler and pooling is None:
-        return ["load it with AutoModel.from_pretrained(..., add_pooling_layer=False): no pooler"]
+    notes = list(model.notes)
+    if description.head is Head.NONE and pooling is None:
+        if not description.pooler:
+            notes.append(
+                "load it with AutoModel.from_pretrained(..., add_pooling_layer=False): no pooler"
+            )
+        default = ModelDescription(description.config, Head.NONE)
+        if _embeds(description) != _embeds(default):
+            notes.append(
+                f"how embeddings are made ({_embeds(description)}) is not written; to keep it, "
+                f"give --pooling {description.pooling}"
+            )
+    if description.options:
+        notes.append(
+            "transformers has no place for these settings of its predictions: "
+            + ", ".join(f"{name}={value}" for name, value in description.options.items())
+        )
     if description.head is Head.PRETRAINING and description.pooler:
-        return ["for the fill-mask pipeline, --head mlm leaves out what it would warn of"]
-    return []
+        notes.append("for the fill-mask pipeline, --head mlm leaves out what it would warn of")
+    return notes
+
+
+def _embeds(description: ModelDescription) -> str:
+    return f"pooling {description.pooling}, {'' if description.normalize else 'not '}normalized"
 
 
 def _to_onnx(model: Pretrained, out: Path) -> Sequence[str]:
@@ -207,24 +227,34 @@ def _to_onnx(model: Pretrained, out: Path) -> Sequence[str]:
     with write_directory_atomically(out) as directory:
         write_onnx(directory / "model.onnx", params, model.description)
         write_config_and_tokenizer(directory, model.description, model.tokenizer)
-    return []
+    return model.notes
 
 
-def _workdir(source: Path) -> Path:
+def _workdir(source: str) -> Path:
     """The run that a workdir, or one of its checkpoints, belongs to."""
-    return source.parent.parent if source.parent.name == DIRECTORY else source
+    path = as_path(source)
+    return path.parent.parent if path.parent.name == DIRECTORY else path
 
 
-def _scores(source: Path, record: RunRecord | None) -> dict[str, float]:
-    """The last validation of the run up to the checkpoint."""
+def _name(arguments: argparse.Namespace) -> str:
+    """A name for the card: of the run, or of the one whose adapter it is."""
+    if arguments.adapter is not None:
+        return Path(arguments.adapter).resolve().parent.name
+    directory = _workdir(arguments.source)
+    return directory.name if is_remote(arguments.source) else directory.resolve().name
+
+
+def _scores(source: str, record: RunRecord | None) -> tuple[int | None, dict[str, float]]:
+    """The last validation of the run up to the checkpoint: its step, and the metrics."""
     metrics = _workdir(source) / METRICS
     if record is None or not metrics.is_file():
-        return {}
+        return None, {}
     prefix = "validation/"
     for line in reversed(read_metrics(metrics)):
         if line["step"] <= record.step and any(name.startswith(prefix) for name in line):
-            return {n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)}
-    return {}
+            scores = {n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)}
+            return int(line["step"]), scores
+    return None, {}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Shapes: B batch, L length, Q sequences of a row, D model width.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.sharding import abstract_parameters, make_mesh
 
 VOCABULARY_ASSET = "tokenizer.json"
+# The task of a checkpoint that no run of ours made, by its config.
+CONVERTED = "converted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Pretrained:
       params: tree of float32 arrays, as ``description.model()`` takes it.
       tokenizer: the vocabulary.
       record: what its checkpoint says of its run; None for a Hugging Face directory.
-      notes: of a Hugging Face directory, a sentence for each tensor that was not used or had to be
-        initialised, and for whatever else did not pass over.
+      notes: of a Hugging Face directory, and of what was made of one by ``convert``, a sentence for
+        each tensor that was not used or had to be initialised, and for whatever else did not pass
+        over.
     """
 
     description: ModelDescription
@@ -79,7 +82,7 @@ class Pretrained:
             self, description=dataclasses.replace(self.description, config=config)
         )
 
-    def encode(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    def encode(self, texts: Iterable[str], batch_size: int = 32) -> np.ndarray:
         """Embeds texts, as the description says: their pooling, their length.
 
         Texts are encoded with others of about their length, short ones in rows that they share;
@@ -87,17 +90,25 @@ class Pretrained:
         is compiled once.
 
         Args:
-          texts: any number of texts, in a sequence.
+          texts: any number of texts.
           batch_size: how many are encoded at once.
 
         Returns:
           float32 [len(texts), D], in the order of the texts.
 
         Raises:
-          UserError: ``batch_size`` is below 1, or ``texts`` is a single text.
+          UserError: ``batch_size`` is no whole number of at least 1, or ``texts`` is a single text
+            or holds something else.
         """
         if isinstance(texts, str):
             raise UserError("encode takes a list of texts; write encode([text])")
+        texts = list(texts)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"encode takes texts, and number {number} is {text!r}; leave it out, or make "
+                    "it a str"
+                )
         if not texts:
             return np.zeros((0, self.config.width), np.float32)
         longest = self.description.max_length
@@ -155,13 +166,13 @@ def _embed(
     return sentence_embeddings(hidden_BLD, lengths, pooling, normalize=normalize)
 
 
-def load(path: str | Path, step: str = "latest", mesh: Mesh | None = None) -> Pretrained:
+def load(path: str | Path, step: str | int = "latest", mesh: Mesh | None = None) -> Pretrained:
     """Loads a model, with no need of the data or the config that it was trained with.
 
     Args:
       path: a run's working directory, one of the steps in its ``checkpoints``, or a directory of
         Hugging Face's ``transformers`` or of ``sentence-transformers``.
-      step: of a working directory: ``latest``, ``best`` or a number.
+      step: of a working directory: ``latest``, ``best`` or a number. Other places have but one.
       mesh: where parameters are put; over all devices by default.
 
     Raises:
@@ -179,7 +190,7 @@ def load(path: str | Path, step: str = "latest", mesh: Mesh | None = None) -> Pr
     return Pretrained(model.description, params, model.tokenizer, notes=model.notes)
 
 
-def load_tokenizer(path: str | Path, step: str = "latest") -> WordPieceTokenizer:
+def load_tokenizer(path: str | Path, step: str | int = "latest") -> WordPieceTokenizer:
     """Loads the vocabulary alone of what ``load`` loads.
 
     Raises:
@@ -201,13 +212,19 @@ class _Step(NamedTuple):
     which: str
 
 
-def _find(path: str | Path, step: str) -> _Step | Path:
+def _find(path: str | Path, step: str | int) -> _Step | Path:
     """The checkpoint or the Hugging Face directory that a path means."""
-    directory = epath.Path(path).expanduser()  # a bucket's name too
-    if directory.parent.name == DIRECTORY and directory.name.isdecimal():
+    directory, which = epath.Path(path).expanduser(), str(step)  # a bucket's name too
+    is_step = directory.parent.name == DIRECTORY and directory.name.isdecimal()
+    if not is_step and is_directory(directory / DIRECTORY):
+        return _Step(directory, which)
+    if which not in ("latest", directory.name if is_step else "latest"):
+        raise UserError(
+            f"{path} is {'one step of a run' if is_step else 'no run'}, so that there is no step "
+            f"{which!r} to choose; give the run's workdir, or leave the step out"
+        )
+    if is_step:
         return _Step(directory.parent.parent, directory.name)
-    if is_directory(directory / DIRECTORY):
-        return _Step(directory, step)
     if not is_model_directory(Path(directory)):
         raise UserError(
             f"{path} holds no model; give a run's workdir, a step of its {DIRECTORY}, or a "
@@ -233,4 +250,5 @@ def _load_checkpoint(place: _Step, mesh: Mesh) -> Pretrained:
         abstract = abstract_parameters(description.initialise, mesh)
         params = checkpoints.restore_params(number, abstract)
         tokenizer = WordPieceTokenizer.from_json(record.assets[VOCABULARY_ASSET])
-        return Pretrained(description, jax.block_until_ready(params), tokenizer, record)
+        notes = tuple(record.notes) if record.config["task"] == CONVERTED else ()
+        return Pretrained(description, jax.block_until_ready(params), tokenizer, record, notes)

@@ -29,8 +29,7 @@ from bert_jax.training.checkpoints import Checkpoints
 
 def test_a_workdir_says_what_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models.write_model(tmp_path / "theirs", CASES["pretraining"])
-    path = tmp_path / "theirs" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"classifier_dropout": 0.5}))
+    edit_config(tmp_path / "theirs", classifier_dropout=0.5)
     out = tmp_path / "nested" / "work"
     assert main(["from-hf", str(tmp_path / "theirs"), str(out)]) == 0
     note = (
@@ -124,6 +123,11 @@ def test_an_adapter_answers_on_its_base_and_lora_is_exported(
     assert classify(str(out)) == pytest.approx(expected, abs=1e-5)
 
 
+def edit_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -174,6 +178,48 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         main(["from-hf", str(tmp_path / "absent"), str(tmp_path / "out2")])
 
 
+def test_other_programs_files_are_on_a_disk(tmp_path: Path, monkeypatch: Any) -> None:
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    monkeypatch.chdir(tmp_path)
+    for command, source, out in (
+        ("to-hf", "theirs", "gs://bucket/out"),
+        ("from-hf", "theirs", "gs://bucket/out"),
+        ("from-hf", "gs://bucket/theirs", "out"),
+    ):
+        with pytest.raises(UserError, match="is in an object store, and other programs' files"):
+            main([command, source, out])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"^\. is the directory that this runs in"):
+        main(["to-hf", "../theirs", "."])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "theirs"]
+
+
+def test_what_an_export_does_not_hold_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = CASES["encoder"]
+    models.write_model(tmp_path / "theirs", model)
+    theirs = tmp_path / "theirs"
+    main(["to-hf", str(theirs), str(tmp_path / "sentences"), "--pooling", "cls", "--normalize"])
+    main(["to-hf", str(tmp_path / "sentences"), str(tmp_path / "bare")])
+    assert "(pooling cls, normalized) is not written; to keep it, give --pooling cls" in (
+        capsys.readouterr().out
+    )
+    edit_config(theirs, architectures=["BertForSequenceClassification"])
+    main(["to-hf", str(theirs), str(tmp_path / "out")])
+    assert "note: classifier.bias was missing and was initialised" in capsys.readouterr().out
+    assert predict.main(["classify", "--checkpoint", str(theirs), "the cat"]) == 0
+    assert "note: classifier.bias was missing" in capsys.readouterr().err
+
+
+def test_pairs_need_two_segments(tmp_path: Path) -> None:
+    models.write_model(tmp_path, CASES["classification"], type_vocab_size=1)
+    assert predict.main(["classify", "--checkpoint", str(tmp_path), "the cat"]) == 0
+    with pytest.raises(UserError, match="the model has 1 segment, and pairs of texts need 2"):
+        predict.main(["classify", "--checkpoint", str(tmp_path), "the cat\tthe dog"])
+
+
 @pytest.mark.slow
 def test_a_run_is_exported_and_an_import_is_gone_on_from(
     small_run: Callable[..., Sequence[str]],
@@ -188,7 +234,10 @@ def test_a_run_is_exported_and_an_import_is_gone_on_from(
     main(["to-hf", str(run), str(tmp_path / "hf")])
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| steps | 3 |" in card
+    assert "at step 3:" in card
     assert "| mlm_loss | " in card
+    main(["to-hf", str(run), str(tmp_path / "bare"), "--head", "none"])
+    assert "| mlm_loss | " not in (tmp_path / "bare" / "README.md").read_text()
     main(["from-hf", str(tmp_path / "hf"), str(work)])
     # A step's directory, whose run has the scores; and the command as it is typed.
     done = run_program("convert", "to-hf", f"{run}/checkpoints/3", str(tmp_path / "again"))

@@ -1,6 +1,7 @@
 """A model is loaded from wherever one lies, and embeds texts as others do."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,9 +62,36 @@ def test_what_holds_no_model_is_named(directory: Path, tmp_path: Path) -> None:
         load(directory / "work" / "checkpoints" / "5")
 
 
-def test_a_single_text_is_not_taken_for_many(loaded: Pretrained) -> None:
+def test_a_step_is_of_a_run(directory: Path) -> None:
+    assert load(directory / "work", step=0).record is not None
+    assert load(directory / "work" / "checkpoints" / "0", step="0").record is not None
+    for place, what in (("work/checkpoints/0", "one step of a run"), ("theirs", "no run")):
+        with pytest.raises(UserError, match=f"is {what}, so that there is no step '7' to choose"):
+            load(directory / place, step="7")
+
+
+def test_what_was_initialised_is_told_of_what_was_made_of_it_too(tmp_path: Path) -> None:
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    path = tmp_path / "theirs" / "config.json"
+    fields = json.loads(path.read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    path.write_text(json.dumps(fields))
+    main(["from-hf", str(tmp_path / "theirs"), str(tmp_path / "work")])
+    notes = load(tmp_path / "work").notes
+    assert "classifier.bias was missing and was initialised" in notes
+    assert notes == load(tmp_path / "theirs").notes
+
+
+def test_only_texts_are_encoded(loaded: Pretrained) -> None:
     with pytest.raises(UserError, match=r"write encode\(\[text\]\)"):
         loaded.encode("Ann")
+    with pytest.raises(UserError, match="number 1 is None; leave it out"):
+        loaded.encode(["the cat", None])
+    with pytest.raises(UserError, match="batch_size is 1.5; give a whole number"):
+        loaded.encode(["the cat"], batch_size=1.5)
+    texts = ["the cat", "a dog"]
+    wanted = loaded.encode(texts)
+    np.testing.assert_array_equal(loaded.encode(np.array(texts)), wanted)
+    np.testing.assert_array_equal(loaded.encode(iter(texts)), wanted)
 
 
 def test_importing_the_package_stays_instant() -> None:

@@ -83,12 +83,14 @@ class WordPieceTokenizer:
         ids = {token: i for i, token in enumerate(vocabulary)}
         if len(ids) != len(vocabulary):
             twice = next(token for i, token in enumerate(vocabulary) if ids[token] != i)
-            raise UserError(f"{origin} has the token {twice!r} twice; remove one of the two")
+            raise UserError(
+                f"{origin} has the token {twice!r} twice; rename one of them, so that the others "
+                "keep their numbers"
+            )
         for token in SPECIAL_TOKENS:
             if token not in ids:
                 raise UserError(
-                    f"{origin} has no {token} token, which BERT needs; add it to the vocabulary, "
-                    "or leave out --vocabulary to train one"
+                    f"{origin} has no {token} token, which BERT needs; use a vocabulary that has it"
                 )
         self.vocabulary = tuple(vocabulary)
         self.lowercase = lowercase
@@ -173,7 +175,7 @@ class WordPieceTokenizer:
             text = path.read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise UserError(
-                f"The vocabulary {path} cannot be read ({error.strerror}); check --vocabulary"
+                f"The vocabulary {path} cannot be read ({error.strerror}); check its name"
             ) from None
         except UnicodeDecodeError as error:
             raise UserError(
@@ -222,15 +224,15 @@ class WordPieceTokenizer:
             is_bert = False
         if not is_bert:
             raise UserError(
-                f"{origin} is not the tokenizer.json of a BERT WordPiece tokenizer; give its "
-                "vocab.txt, or leave out --vocabulary to train one"
+                f"{origin} is not the tokenizer.json of a BERT WordPiece tokenizer; use one that "
+                "is, or a vocab.txt"
             )
         # strip_accents is null where it follows lowercase, which is all that BERT uses.
         own_lowercase = bool(normalizer["lowercase"])
         if normalizer.get("strip_accents") not in (None, own_lowercase):
             raise UserError(
                 f"{origin} lower-cases without stripping accents, or the reverse, which BERT's "
-                "tokenizer does not; give its vocab.txt with --cased or --uncased"
+                "tokenizer does not; use its vocab.txt"
             )
         if lowercase is not None and lowercase != own_lowercase:
             raise UserError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
+import tokenizers
 
 from bert_jax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNKNOWN, WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -22,13 +23,22 @@ _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _VOCABULARY = "vocab.txt"
 _CARD = "README.md"
+_UNLIMITED = 10**9  # tokens: more than any model reads
 # What BERT's tokenizer can be told otherwise, and is not here.
 _TOKENIZER_DEFAULTS = {
     "tokenize_chinese_chars": True,
     "do_basic_tokenize": True,
     "word_tokenizer_type": "basic",  # Japanese models have others, which need dictionaries
     "subword_tokenizer_type": "wordpiece",
+    "truncation_side": "right",
+    "pad_token": PAD,
+    "unk_token": UNKNOWN,
+    "cls_token": CLS,
+    "sep_token": SEP,
+    "mask_token": MASK,
 }
+# These do all that their ``tokenizer.json`` says, and nothing that BERT's class would.
+_FROM_FILE_ALONE = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # The classes that read ``vocab.txt`` as BERT does.
 _TOKENIZER_CLASSES = (
     "BertTokenizer",
@@ -37,8 +47,7 @@ _TOKENIZER_CLASSES = (
     "DistilBertTokenizerFast",
     "ElectraTokenizer",
     "ElectraTokenizerFast",
-    "PreTrainedTokenizerFast",
-    "TokenizersBackend",
+    *_FROM_FILE_ALONE,
 )
 
 
@@ -145,9 +154,12 @@ def read_tokenizer(directory: Path) -> tuple[WordPieceTokenizer, list[str]]:
     if path is None:
         raise UserError(f"{directory} has no vocabulary; it needs {_TOKENIZER} or {_VOCABULARY}")
     for key, wanted in _TOKENIZER_DEFAULTS.items():
-        if settings.get(key, wanted) != wanted:
+        found = settings.get(key, wanted)
+        if isinstance(found, dict):  # how older versions wrote special tokens
+            found = found.get("content")
+        if found != wanted:
             raise UserError(
-                f"{directory / _TOKENIZER_CONFIG} has {key}={settings[key]!r}, which BERT's "
+                f"{directory / _TOKENIZER_CONFIG} has {key}={found!r}, which BERT's "
                 f"tokenizer here does not know; only {key}={wanted!r} can be converted"
             )
     kind = settings.get("tokenizer_class")
@@ -156,9 +168,23 @@ def read_tokenizer(directory: Path) -> tuple[WordPieceTokenizer, list[str]]:
             f"{directory} is read by the tokenizer {kind}, and only BERT's can be converted"
         )
     tokenizer = WordPieceTokenizer.from_file(path)
+    notes = []
     lowercase = settings.get("do_lower_case")
-    if lowercase is None:
+    if lowercase not in (None, True, False):
+        raise UserError(
+            f"{directory / _TOKENIZER_CONFIG} has do_lower_case={lowercase!r}; make it true or "
+            "false"
+        )
+    if path.name == _TOKENIZER and kind in _FROM_FILE_ALONE:
         lowercase = tokenizer.lowercase
+        _check_frame(path, tokenizer)
+    elif lowercase is None:
+        lowercase = tokenizer.lowercase
+        if path.name == _TOKENIZER and not lowercase:
+            notes.append(
+                f"{_TOKENIZER} keeps capitals and {_TOKENIZER_CONFIG} has no do_lower_case, so "
+                "that transformers would lower-case; capitals are kept here"
+            )
     if settings.get("strip_accents") not in (None, lowercase):
         raise UserError(
             f"{directory / _TOKENIZER_CONFIG} lower-cases without stripping accents, or the "
@@ -166,9 +192,19 @@ def read_tokenizer(directory: Path) -> tuple[WordPieceTokenizer, list[str]]:
         )
     if lowercase != tokenizer.lowercase:  # transformers too believes tokenizer_config.json
         tokenizer = WordPieceTokenizer(tokenizer.vocabulary, lowercase=lowercase, origin=str(path))
-    added = _added_tokens(directory) - set(SPECIAL_TOKENS)
-    notes = [f"the added token {token!r} is read as ordinary text" for token in sorted(added)]
+    added = _added_tokens(directory, settings) - set(SPECIAL_TOKENS)
+    notes += [f"the added token {token!r} is read as ordinary text" for token in sorted(added)]
     return tokenizer, notes
+
+
+def _check_frame(path: Path, tokenizer: WordPieceTokenizer) -> None:
+    """Refuses a ``tokenizer.json`` that does not put texts between [CLS] and [SEP]."""
+    framed = tokenizers.Tokenizer.from_file(str(path)).encode("").ids
+    if framed != [tokenizer.cls_id, tokenizer.sep_id]:
+        raise UserError(
+            f"{path} does not put a text between {CLS} and {SEP}, which BERT here does; add the "
+            "post_processor that its model was trained with"
+        )
 
 
 def _tokenizer_settings(directory: Path) -> dict[str, Any]:
@@ -178,18 +214,26 @@ def _tokenizer_settings(directory: Path) -> dict[str, Any]:
     return {"tokenizer_class": model.get("tokenizer_class")} | tokenizer
 
 
-def _added_tokens(directory: Path) -> set[str]:
+def _added_tokens(directory: Path, settings: dict[str, Any]) -> set[str]:
+    added = list((settings.get("added_tokens_decoder") or {}).values())
     if (directory / _TOKENIZER).is_file():
-        added = read_object(directory / _TOKENIZER).get("added_tokens") or []
-        return {token["content"] for token in added}
+        added += read_object(directory / _TOKENIZER).get("added_tokens") or []
     path = directory / "added_tokens.json"
-    return set(read_object(path)) if path.is_file() else set()
+    of_file = set(read_object(path)) if path.is_file() else set()
+    return of_file | {token["content"] for token in added}
 
 
 def _max_length(directory: Path) -> int | None:
     # Where nothing limits it, transformers writes a number of thirty digits.
     length = _tokenizer_settings(directory).get("model_max_length")
-    return None if length is None else int(length)
+    if length is None:
+        return None
+    if type(length) not in (int, float) or not length >= 1:
+        raise UserError(
+            f"{directory / _TOKENIZER_CONFIG} has model_max_length={length!r}; make it a whole "
+            "number of tokens"
+        )
+    return int(min(length, _UNLIMITED))
 
 
 def without_heads(

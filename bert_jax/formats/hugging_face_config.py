@@ -107,7 +107,10 @@ def _head(
     fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], origin: str
 ) -> tuple[Head, bool]:
     """The head, and whether there is a pooler."""
-    architecture = (fields.get("architectures") or [None])[0]
+    architectures = fields.get("architectures") or [None]
+    if not isinstance(architectures, list):
+        raise UserError(f"{origin} has architectures={architectures!r}; make it a list of one name")
+    architecture = architectures[0]
     if architecture is not None and architecture not in _ARCHITECTURES:
         raise UserError(
             f"{origin} is a {architecture}, which cannot be converted; those that can are "
@@ -140,11 +143,11 @@ def _head_of_tensors(tensors: Mapping[str, np.ndarray]) -> Head:
 def _classification_head(
     fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], origin: str
 ) -> Head:
-    outputs = len(_label_names(fields, tensors))
+    outputs = len(_label_names(fields, tensors, origin))
     problem = fields.get("problem_type")
     if problem is None:  # as transformers guesses it
         return Head.REGRESSION if outputs == 1 else Head.CLASSIFICATION
-    if problem not in _PROBLEM_TYPES:
+    if not isinstance(problem, str) or problem not in _PROBLEM_TYPES:
         raise UserError(
             f"{origin} has problem_type={problem!r}; use one of {', '.join(_PROBLEM_TYPES)}"
         )
@@ -156,12 +159,29 @@ def _classification_head(
     return head
 
 
-def _label_names(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def _label_names(
+    fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], origin: str
+) -> tuple[str, ...]:
     names = fields.get("id2label") or {}
     if names:
-        return tuple(str(names[number]) for number in sorted(names, key=int))
-    bias = tensors.get("classifier.bias", np.zeros(2))
-    return tuple(f"LABEL_{number}" for number in range(bias.size))
+        # A pair of labels of one name could not be told apart in what is predicted.
+        if not isinstance(names, dict) or names.keys() != set(map(str, range(len(names)))):
+            raise UserError(
+                f"{origin} has in config.json an id2label that does not name outputs 0, 1, 2, "
+                "... without gaps; correct it"
+            )
+        labels = [names[str(number)] for number in range(len(names))]
+        if not all(isinstance(label, str | int | float) for label in labels) or len(
+            set(map(str, labels))
+        ) < len(labels):
+            raise UserError(
+                f"{origin} has in config.json an id2label in which labels are alike or no texts: "
+                f"{labels}; give each output a name of its own"
+            )
+        return tuple(map(str, labels))
+    bias = tensors.get("classifier.bias")
+    count = _number(fields, "num_labels", 2, origin) if bias is None else bias.size
+    return tuple(f"LABEL_{number}" for number in range(count))
 
 
 def _labels(
@@ -169,7 +189,7 @@ def _labels(
 ) -> tuple[str, ...]:
     if head not in _LABELLED:
         return ()
-    labels = _label_names(fields, tensors)
+    labels = _label_names(fields, tensors, origin)
     outputs = tensors.get("classifier.bias")
     if outputs is not None and outputs.size != len(labels):
         raise UserError(

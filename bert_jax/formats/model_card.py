@@ -39,6 +39,7 @@ def model_card(
     parameters: int,
     *,
     record: RunRecord | None = None,
+    scored_at: int | None = None,
     scores: Mapping[str, float] | None = None,
     for_sentences: bool = False,
 ) -> str:
@@ -49,7 +50,8 @@ def model_card(
       description: the model.
       parameters: how many numbers it has.
       record: what the checkpoint says of its run, where there was one.
-      scores: the run's last validation, metric by metric.
+      scored_at: the step of the run's last validation.
+      scores: that, metric by metric.
       for_sentences: whether the directory is one of ``sentence-transformers``.
 
     Returns:
@@ -74,6 +76,7 @@ def model_card(
         for_sentences=for_sentences,
         record=record,
         facts=_facts(record) if record else {},
+        scored_at=scored_at,
         scores=scores or {},
         settings=json.dumps(record.config, indent=2) if record else "",
     )

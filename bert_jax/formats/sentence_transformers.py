@@ -13,6 +13,7 @@ from bert_jax.models.description import ModelDescription, Pooling
 
 _MODULES = "modules.json"
 _TRANSFORMER_CONFIG = "sentence_bert_config.json"
+_MODEL_CONFIG = "config_sentence_transformers.json"
 _POOLING_DIRECTORY = "1_Pooling"
 _NORMALIZE_DIRECTORY = "2_Normalize"
 # Each has a switch of its own in the configuration of the pooling.
@@ -57,16 +58,38 @@ def read_layout(directory: Path) -> Layout | None:
             "made by Transformer, Pooling and Normalize; remove the file to convert the encoder "
             "alone"
         )
+    _check_model_config(directory / _MODEL_CONFIG)
     fields = read_object(paths["Pooling"] / "config.json")
     transformer = paths["Transformer"] / _TRANSFORMER_CONFIG
     settings = read_object(transformer) if transformer.is_file() else {}
+    max_length = settings.get("max_seq_length")
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise UserError(
+            f"{transformer} has max_seq_length={max_length!r}; make it a whole number of tokens"
+        )
     return Layout(
         paths["Transformer"],
         _read_pooling(fields, paths["Pooling"] / "config.json"),
         "Normalize" in paths,
-        settings.get("max_seq_length"),
+        max_length,
         bool(settings.get("do_lower_case")),
     )
+
+
+def _check_model_config(path: Path) -> None:
+    """Refuses what changes embeddings before or after the modules."""
+    fields = read_object(path) if path.is_file() else {}
+    prompts, name = fields.get("prompts") or {}, fields.get("default_prompt_name")
+    changes = {
+        "truncate_dim": fields.get("truncate_dim"),
+        "default_prompt_name": name if name is not None and prompts.get(name) else None,
+    }
+    for key, value in changes.items():
+        if value is not None:
+            raise UserError(
+                f"{path} has {key}={value!r}, which is not done here; remove the key to have "
+                "embeddings without it"
+            )
 
 
 def _read_pooling(fields: dict[str, Any], path: Path) -> Pooling:

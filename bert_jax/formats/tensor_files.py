@@ -56,7 +56,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         # Opened lazily, so that an error names the file whatever part of it is damaged.
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
+    # AttributeError: of types that NumPy has not.
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 

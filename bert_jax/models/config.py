@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from numbers import Integral, Real
 from typing import Any
@@ -152,6 +153,11 @@ class BertConfig:
             rate = getattr(self, name)
             if not 0.0 <= rate < 1.0:
                 raise UserError(f"{name} is {rate}; give a share from 0 up to, not including, 1.")
+        if not 0.0 <= self.layer_norm_epsilon < math.inf:
+            raise UserError(
+                f"layer_norm_epsilon is {self.layer_norm_epsilon}; give a small number, such as "
+                "1e-12."
+            )
         if self.width % self.heads:
             raise UserError(
                 f"width {self.width} does not divide into {self.heads} heads; "
@@ -174,6 +180,18 @@ class BertConfig:
             )
         self._check_attention()
         self._check_adaptation()
+
+    def check_pairs(self) -> None:
+        """Refuses pairs of texts where no segment tells them apart.
+
+        Raises:
+          UserError: there is one segment only.
+        """
+        if self.segments < 2:
+            raise UserError(
+                f"the model has {self.segments} segment, and pairs of texts need 2; give single "
+                "texts, or another model"
+            )
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):

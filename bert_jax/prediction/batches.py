@@ -119,8 +119,8 @@ def apply_to_rows(
     Raises:
       UserError: ``batch_size`` is below 1.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; give a number of at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
     order = np.argsort(rows.lengths, kind="stable")
     short = 0
     if packs and max_length >= _PACKED_LENGTH:

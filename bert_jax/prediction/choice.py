@@ -56,6 +56,7 @@ def _checked(choices: list[Any], place: str) -> list[str]:
 
 def _answers(model: Pretrained, arguments: argparse.Namespace) -> Iterator[Answer]:
     longest = model.description.max_length
+    model.config.check_pairs()
 
     def make_rows(block: Sequence[Example]) -> TextGroups:
         fields = [example.fields for example in block]

@@ -43,6 +43,7 @@ class Choice(LabelledFineTuning):
 
     def texts(self, table: Table) -> TextGroups:
         """A text for each choice of each row."""
+        self.encoder.check_pairs()
         data = self.config.data
         contexts, questions = (
             texts_of(table, column) if column else [""] * len(table)

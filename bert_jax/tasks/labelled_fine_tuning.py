@@ -76,7 +76,10 @@ class LabelledFineTuning(FineTuning):
     def texts(self, table: Table) -> Rows:
         """The tokens of a table's rows."""
         data = self.config.data
-        second = texts_of(table, data.second_text) if data.second_text else None
+        second = None
+        if data.second_text:
+            self.encoder.check_pairs()
+            second = texts_of(table, data.second_text)
         return make_text_rows(
             texts_of(table, data.text), second, self.tokenizer, max_length=data.max_length
         )

@@ -82,6 +82,8 @@ class Pretraining(Task):
         encoder = dataclasses.replace(
             encoder_shape(config, start, self.tokenizer), vocabulary_size=self.tokenizer.size
         )
+        if self._objective is not Objective.NONE:
+            encoder.check_pairs()
         if chosen is None and config.mesh.fsdp != 1:
             # No larger part of the word table is gathered than of the layers.
             encoder = dataclasses.replace(encoder, vocabulary_chunks=encoder.layer_sized_chunks)

@@ -63,6 +63,7 @@ class QuestionAnswering(FineTuning):
 
     def read(self, split: str) -> QuestionWindows:
         """The windows of a split's questions; articles are not divided between the splits."""
+        self.encoder.check_pairs()
         data = self.config.data
 
         def read(name: str) -> list[Question]:

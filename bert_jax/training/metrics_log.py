@@ -33,6 +33,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bert_jax.errors import UserError
+from bert_jax.storage import as_path
 from bert_jax.training.atomic_file import explain_write_errors, write_atomically
 
 Record = dict[str, int | float]
@@ -204,7 +205,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
       UserError: when the file cannot be read or another line is not a JSON object with a step.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
+        lines = as_path(path).read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from error
     records = []

@@ -215,6 +215,8 @@ def test_what_is_missing_or_unused_is_named(tmp_path: Path) -> None:
     edit_config(tmp_path, architectures=["BertForTokenClassification"], classifier_dropout=0.3)
     model = read_model(tmp_path)
     assert model.description.labels == ("LABEL_0", "LABEL_1")
+    edit_config(tmp_path, num_labels=4)
+    assert len(read_model(tmp_path).description.labels) == 4
     assert model.params["classifier"]["kernel"].any()
     notes = "\n".join(model.notes)
     assert "classifier_dropout=0.3 was not used" in notes
@@ -253,6 +255,13 @@ REFUSALS = {
     "a word for a number": ({"hidden_size": "24"}, "hidden_size='24', which is no int"),
     "half a layer": ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5, which is no int"),
     "no epsilon": ({"layer_norm_eps": True}, "layer_norm_eps=True, which is no float"),
+    "less than nothing": ({"layer_norm_eps": -1.0}, r"layer_norm_epsilon is -1\.0"),
+    "labels alike": ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "labels are alike or no texts"),
+    "no label": ({"id2label": {"0": "a", "1": None, "2": "b"}}, "labels are alike or no texts"),
+    "a gap": ({"id2label": {"0": "a", "2": "b", "5": "c"}}, "0, 1, 2, ... without gaps"),
+    "a list of labels": ({"id2label": ["a", "b", "c"]}, "0, 1, 2, ... without gaps"),
+    "two problems": ({"problem_type": ["regression"]}, r"problem_type=\['regression'\]"),
+    "a word for a list": ({"architectures": "BertModel"}, "architectures='BertModel'; make it"),
 }
 
 
@@ -308,12 +317,51 @@ def test_the_tokenizer_is_the_one_that_transformers_would_load(tmp_path: Path) -
         ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars=False"),
         ({"strip_accents": False}, "without stripping accents"),
         ({"word_tokenizer_type": "mecab"}, "word_tokenizer_type='mecab'"),
+        ({"truncation_side": "left"}, "truncation_side='left'"),
+        ({"cls_token": "the"}, "cls_token='the'"),
+        ({"unk_token": {"content": "a"}}, "unk_token='a'"),
+        ({"do_lower_case": "yes"}, "do_lower_case='yes'; make it true or false"),
+        ({"model_max_length": [1]}, r"model_max_length=\[1\]; make it"),
     ):
         settings.write_text(json.dumps(fields | change))
         with pytest.raises(UserError, match=message):
             read_model(tmp_path)
-    settings.write_text(json.dumps(fields | {"do_lower_case": None}))
+    unlimited = {"do_lower_case": None, "model_max_length": float("inf")}
+    settings.write_text(json.dumps(fields | unlimited | {"cls_token": {"content": "[CLS]"}}))
     assert read_model(tmp_path).tokenizer.size == tokenizer.size
+    added = {"added_tokens_decoder": {"19": {"content": "<mask>"}}}
+    settings.write_text(json.dumps(fields | added))
+    assert read_model(tmp_path).notes == ("the added token '<mask>' is read as ordinary text",)
+
+
+def test_a_tokenizer_that_is_its_file_alone_obeys_nothing_else(tmp_path: Path) -> None:
+    models.write_model(tmp_path, CASES["encoder"])
+    settings, file = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
+    fields = json.loads(settings.read_text())
+    fields |= {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}
+    settings.write_text(json.dumps(fields))
+    tokenizer = read_model(tmp_path).tokenizer
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.lowercase
+    for text in TEXTS:
+        assert tokenizer.encode_with_masks(text) == theirs(text, add_special_tokens=False).input_ids
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    with pytest.raises(UserError, match=r"does not put a text between \[CLS\] and \[SEP\]"):
+        read_model(tmp_path)
+
+
+def test_capitals_that_transformers_would_not_keep_are_told(tmp_path: Path) -> None:
+    models.write_model(tmp_path, CASES["encoder"])
+    settings, file = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
+    fields = json.loads(settings.read_text())
+    settings.write_text(json.dumps({k: v for k, v in fields.items() if k != "do_lower_case"}))
+    assert read_model(tmp_path).notes == ()
+    content = json.loads(file.read_text())
+    content["normalizer"] |= {"lowercase": False, "strip_accents": None}
+    file.write_text(json.dumps(content))
+    (note,) = read_model(tmp_path).notes
+    assert "transformers would lower-case; capitals are kept here" in note
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).tokenize("The") == ["the"]
 
 
 def test_a_vocabulary_that_another_tokenizer_reads_is_refused(tmp_path: Path) -> None:

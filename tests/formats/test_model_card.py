@@ -23,7 +23,12 @@ RECORD = RunRecord(
 def test_a_run_s_card() -> None:
     description = ModelDescription(CONFIG, Head.PRETRAINING, pooler=False, max_length=16)
     card = model_card(
-        "mine", description, 56_789, record=RECORD, scores={"mlm_loss": 2.5, "mlm_accuracy": 0.51}
+        "mine",
+        description,
+        56_789,
+        record=RECORD,
+        scored_at=19_000,
+        scores={"mlm_loss": 2.5, "mlm_accuracy": 0.51},
     )
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n")
     for line in (
@@ -35,6 +40,7 @@ def test_a_run_s_card() -> None:
         "| steps | 20,000 |",
         "| data: fingerprint | abc123 |",
         "| commit | 0123456789ab |",
+        "On the validation split, at step 19,000:",
         "| mlm_loss | 2.5000 |",
         "| mlm_accuracy | 0.5100 |",
         "changed at step 100: usable cores 2 -> 8",

@@ -100,6 +100,32 @@ def test_lower_casing_that_the_tokenizer_does_not_do_is_refused(tmp_path: Path) 
     assert load(tmp_path).description.pooling is Pooling.MEAN
 
 
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config_sentence_transformers.json", '{"truncate_dim": 64}', "truncate_dim=64"),
+        (
+            "config_sentence_transformers.json",
+            '{"prompts": {"query": "query: "}, "default_prompt_name": "query"}',
+            "default_prompt_name='query'",
+        ),
+        ("sentence_bert_config.json", '{"max_seq_length": "128"}', "max_seq_length='128'"),
+    ],
+)
+def test_settings_that_change_embeddings_are_refused(
+    file: str, content: str, message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, MODULES, MEAN, None)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_layout(tmp_path)
+    # What asks for nothing is what sentence-transformers writes by itself.
+    nothing = {"prompts": {"query": "", "document": ""}, "default_prompt_name": None}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(nothing))
+    (tmp_path / "sentence_bert_config.json").unlink(missing_ok=True)
+    assert read_layout(tmp_path) is not None
+
+
 @pytest.mark.parametrize("content", ["{}", "[3]", '[{"type": "Pooling"}]', "3"])
 def test_damaged_modules_are_told(content: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(content)
