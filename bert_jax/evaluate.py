@@ -10,6 +10,7 @@ Where the rows have no labels, the predictions are all that there is.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from bert_jax.tasks.base import Start, Task, load_task, validation_batches
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.evaluation import Evaluation, evaluate
 from bert_jax.training.monitor import TOKENS
+from bert_jax.training.progress import follow
 from bert_jax.training.sharding import (
     ACTIVATION_RULES,
     abstract_parameters,
@@ -53,23 +55,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             "the rows have no labels, so there is nothing to score; give --predictions FILE to "
             "write what the model says of them"
         )
+    # Before predictions are written: whatever is wrong with the file, the scores are there.
+    if arguments.json:
+        print(json.dumps({"step": scored.step} | _to_json(scored), allow_nan=False), flush=True)
+    else:
+        print(f"{arguments.workdir}, step {scored.step:,}")
+        width = max(map(len, scored.values), default=0)
+        for name, value in scored.values.items():
+            print(f"  {name:{width}}  {value:.4f}")
+        for line in describe_details(scored.details):
+            print(f"  {line}", flush=True)
     if arguments.predictions:
         if not scored.predictions:
             raise UserError("the run's task predicts nothing; leave --predictions out")
         write_predictions(arguments.predictions, scored.predictions)
-    if arguments.json:
-        details = {"details": scored.details} if scored.details else {}
-        print(json.dumps({"step": scored.step, **scored.values, **details}))
-        return 0
-    print(f"{arguments.workdir}, step {scored.step:,}")
-    width = max(map(len, scored.values), default=0)
-    for name, value in scored.values.items():
-        print(f"  {name:{width}}  {value:.4f}")
-    for line in describe_details(scored.details):
-        print(f"  {line}")
-    if arguments.predictions:
-        print(f"wrote {len(scored.predictions):,} predictions to {arguments.predictions}")
+        if not arguments.json:
+            print(f"wrote {len(scored.predictions):,} predictions to {arguments.predictions}")
     return 0
+
+
+def _to_json(scored: "Scored") -> dict[str, Any]:
+    """Scores and details; null for a score that the rows do not define."""
+    values = {
+        name: value if math.isfinite(value) else None for name, value in scored.values.items()
+    }
+    return values | ({"details": scored.details} if scored.details else {})
 
 
 def _parser() -> ArgumentParser:
@@ -83,7 +93,7 @@ def _parser() -> ArgumentParser:
         "--examples",
         type=int,
         metavar="N",
-        help="of a pretraining run, at most so many; default: the whole split",
+        help="of a pretraining run, about so many, some of each corpus; default: the whole split",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -93,7 +103,11 @@ def _parser() -> ArgumentParser:
         help="what the config names as data.validation (default) or data.test",
     )
     which.add_argument(
-        "--data", default="", metavar="FILE|SPLIT", help="other data: a table, or a split of TFDS"
+        "--data",
+        default="",
+        metavar="FILE|SPLIT",
+        help="other data: a table, or a split of TFDS; of several, with commas, the loss and what "
+        "follows the scores are of all together",
     )
     parser.add_argument(
         "--predictions",
@@ -136,7 +150,7 @@ def evaluate_checkpoint(
       workdir: the run.
       which: ``latest``, ``best`` or a step.
       batch_size: examples at a time; None for the run's.
-      examples: of a pretraining run, at most so many; None for all.
+      examples: of a pretraining run, so many, rounded up for each corpus; None for all.
       split: ``validation`` or ``test``, as the run's config has them.
       data: other data instead, of fine-tuned models: files, or splits of the run's TFDS data set,
         with commas between several.
@@ -179,7 +193,9 @@ def evaluate_checkpoint(
             params = checkpoints.restore_params(step, abstract_parameters(task.initialise, mesh))
             batches = validation_batches(task, phase, mesh, size)
             evaluation_step = jax.jit(make_evaluation_step(task))
-            result = evaluate(evaluation_step, params, batches, task.validation_size(phase), mesh)
+            examples_in_all = task.validation_size(phase)
+            shown = follow(batches, -(-examples_in_all // size), "batches")
+            result = evaluate(evaluation_step, params, shown, examples_in_all, mesh)
     assert result is not None
     return _scored(step, task, result)
 

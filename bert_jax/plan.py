@@ -18,6 +18,7 @@ program takes more memory than the one that would run.
 
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -48,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(rest)
     for flag in ("mfu", "peak_tflops", "hbm_gib", "batch_per_chip"):
         value = getattr(arguments, flag)
-        if value is not None and not value > 0:
-            raise UserError(f"--{flag} {value} must be above 0")
+        most = 1.0 if flag == "mfu" else math.inf
+        if value is not None and not (0 < value <= most and math.isfinite(value)):
+            to_one = " and at most 1" if flag == "mfu" else ""
+            raise UserError(f"--{flag} {value} must be above 0{to_one}")
     config = load_config(arguments.config)
     for key, text in overrides:
         override_config(config, key, text)
@@ -259,14 +262,17 @@ def describe_phase(step: StepPlan, planner: Planner, mfu: float) -> str:
         lines.append(f"  memory      does not fit: {step.refusal}")
     if step.memory is not None:
         lines.append(f"  memory      {_describe_memory(step.memory, hardware.hbm_bytes)} a chip")
+    longest = ", if all rows are of the longest" if planner.task.lengths_vary else ""
     if step.flops:
-        lines.append(f"  compute     {step.flops / 1e9:,.1f} GFLOP a chip and step, by formula")
+        lines.append(
+            f"  compute     {step.flops / 1e9:,.1f} GFLOP a chip and step, by formula{longest}"
+        )
     if (seconds := _seconds(step, planner.hardware, mfu)) is not None:
         steps = phase.end_step - phase.first_step
         lines.append(
             f"  time        {seconds * 1e3:,.3g} ms a step at an MFU of {mfu:.0%} of "
             f"{(hardware.peak_flops or 0) / 1e12:,.0f} TFLOP/s: {step.positions / seconds:,.0f} "
-            f"tokens/s, {seconds * steps / 3600:,.1f} hours for {steps:,} steps"
+            f"tokens/s, {seconds * steps / 3600:,.1f} hours for {steps:,} steps{longest}"
         )
     for kind, total in step.collectives.items():
         lines.append(f"  {kind:<18}  {total.count:,} a step, {format_bytes(total.bytes)} a chip")

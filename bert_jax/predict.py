@@ -10,6 +10,7 @@ is answered in the memory of a small one, in its order.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from bert_jax.command_line import ArgumentParser, run
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     chosen = next(command for command in COMMANDS if command.name == arguments.command)
     model = load(arguments.checkpoint, arguments.step)
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
     if arguments.adapter is not None:
         model = load_adapter(arguments.adapter, model)
     if arguments.compute_dtype is not None:

@@ -113,10 +113,14 @@ def test_predictions_of_rows_without_labels(run, tmp_path, capsys):
         (["--data", "gone.jsonl"], "gone.jsonl"),
         (["--predictions", "p.csv"], "end it in .jsonl, .tsv, .json"),
         (["--predictions", "nowhere/p.tsv"], "the directory nowhere does not exist"),
+        (["--predictions", "tests.jsonl"], "tests.jsonl is a directory"),
         (["--split", "test", "--data", "x"], "not allowed with"),
+        (["--data", ","], "there are no data to validate on"),
     ],
 )
-def test_what_cannot_be_scored(run, arguments, message):
+def test_what_cannot_be_scored(run, arguments, message, tmp_path, monkeypatch):
+    (tmp_path / "tests.jsonl").mkdir()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         evaluate.main(["--workdir", str(run), *arguments])
 
@@ -128,6 +132,30 @@ def test_what_a_prediction_holds_keeps_its_line(tmp_path):
     rows = [{"index": 0, "id": "q7", "prediction": "é"}]
     write_predictions(tmp_path / "p.json", rows)
     assert (tmp_path / "p.json").read_text() == '{"q7": "é"}\n'
+
+
+def test_scores_are_told_though_the_predictions_cannot_be_written(run, tmp_path, capsys):
+    rows = [{"idx": 1, "text": "sea", "label": label} for label in ("bad", "good")]
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["--workdir", str(run), "--data", str(tmp_path / "two.jsonl"), "--json"]
+    with pytest.raises(UserError, match="two rows have the index 1"):
+        evaluate.main([*data, "--predictions", str(tmp_path / "p.tsv")])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 0.5
+
+
+def test_a_score_that_is_no_number_is_null_in_json(run, capsys, monkeypatch):
+    scored = evaluate.Scored(3, {"loss": 0.5, "pearson": float("nan")}, {}, [])
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *_, **__: scored)
+    evaluate.main(["--workdir", str(run), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"step": 3, "loss": 0.5, "pearson": None}
+
+
+def test_an_index_may_be_what_a_format_has_no_place_for(tmp_path):
+    rows = [{"index": {"paragraph": 1}, "prediction": "a"}]
+    write_predictions(tmp_path / "p.jsonl", rows)
+    assert json.loads((tmp_path / "p.jsonl").read_text()) == rows[0]
+    with pytest.raises(UserError, match="the index {'paragraph': 1}, which .* no form for"):
+        write_predictions(tmp_path / "p.tsv", rows)
 
 
 def test_two_rows_of_one_index_are_refused(tmp_path):

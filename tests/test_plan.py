@@ -35,6 +35,8 @@ VOCABULARY = ("--vocabulary_size", "1000")
         (["--config.accumulation_steps=3"], "a batch size that is a multiple of 3"),
         ([], "the memory of 'cpu' is not known; give it with --hbm_gib, or --no_search"),
         (["--mfu", "0"], "--mfu 0.0 must be above 0"),
+        (["--mfu", "40"], "--mfu 40.0 must be above 0 and at most 1"),
+        (["--hbm_gib", "inf"], "--hbm_gib inf must be above 0"),
         (["--batch_per_chip", "-1"], "--batch_per_chip -1 must be above 0"),
         (["--vocabulary_size", "3"], "a vocabulary of 3 tokens has no room for words"),
         (["--topologies", "v5e:2x2"], "did you mean --topology?"),

@@ -2,6 +2,7 @@ import functools
 import gzip
 import io
 import json
+import shutil
 import sys
 
 import jax
@@ -131,6 +132,21 @@ def test_pairs_are_given_in_many_ways(predict, checkpoint, tmp_path, type_in, fo
     for row, pair in zip(found, pairs, strict=True):
         expected = _scores(checkpoint, Head.REGRESSION, *pair)[0]
         assert row["prediction"] == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("learnt", ["", "second"])
+def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt):
+    workdir = shutil.copytree(checkpoint(Head.CLASSIFICATION), tmp_path / "run")
+    path = workdir / "checkpoints" / "3" / "run" / "metadata"
+    record = json.loads(path.read_text())
+    record["config"]["data"] = {"second_text": learnt}
+    path.write_text(json.dumps(record))
+    single, pair = "red cat", "red\tcat"
+    right, wrong = (pair, single) if learnt else (single, pair)
+    assert main(["classify", "--checkpoint", str(workdir), right]) == 0
+    message = "trained on pairs, and text 1 is a single" if learnt else "single texts, and text 1"
+    with pytest.raises(UserError, match=message):
+        main(["classify", "--checkpoint", str(workdir), wrong])
 
 
 def test_readable_answers_of_each_kind(predict, checkpoint):
@@ -283,6 +299,8 @@ def test_a_model_of_another_head_is_refused(predict, command, head):
         ("embed", Head.NONE, ["red", "--json", "--output", "x.npy"], "contradict"),
         ("similar", Head.NONE, ["red", "--among", "x", "--top", 0], "--top 0 must be"),
         ("fill-mask", Head.PRETRAINING, ["red [MASK]", "--top", 0], "--top 0 must be"),
+        ("fill-mask", Head.PRETRAINING, ["red [MASK]", ""], "^text 2: '' has no \\[MASK\\]"),
+        ("embed", Head.NONE, ["red", "x\udcff"], "text 2 is not UTF-8"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(predict, command, head, arguments, message):
@@ -308,6 +326,12 @@ def test_rows_that_do_not_fit_are_told_with_their_place(predict, tmp_path, conte
 def test_standard_input_that_is_not_utf_8_is_told(predict, type_in):
     type_in(b"red\n\xff\n")
     with pytest.raises(UserError, match="standard input is not UTF-8: byte 0xff at offset 4"):
+        predict("embed", Head.NONE)
+
+
+def test_a_closed_standard_input_is_told(predict, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed; give --input FILE"):
         predict("embed", Head.NONE)
 
 

@@ -105,7 +105,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error}); repair it") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} is JSON, but no object; write {{...}}")

@@ -151,12 +151,17 @@ def _separated_rows(path: Path, separator: str) -> Iterator[tuple[str, dict[str,
     names: list[str] | None = None
     try:
         for row in reader:
+            place = f"{path}, line {reader.line_num}"
             if names is None:
                 names = row
+                for name in names:
+                    if names.count(name) > 1:
+                        raise UserError(f"{place} names the column {name!r} twice; rename one")
                 continue
             if not row:
-                continue
-            place = f"{path}, line {reader.line_num}"
+                if len(names) > 1:
+                    continue
+                row = [""]  # an empty line is an empty text where there is one column
             if len(row) != len(names):
                 raise UserError(
                     f"{place} has {len(row)} columns, and the first line names {len(names)}; "

@@ -179,16 +179,15 @@ def read_sentences(
 def _checked(
     sentences: Iterable[tuple[str, Sequence[str], Sequence[str | int]]], names: Sequence[str]
 ) -> list[Sentence]:
-    """The sentences that have words, with their tags by name."""
+    """The sentences with their tags by name; one without words keeps its place among the others."""
     checked = []
     for where, words, tags in sentences:
         if len(words) != len(tags):
             raise UserError(
                 f"{where} has {len(words)} words and {len(tags)} tags; give each word one tag"
             )
-        if words:
-            named = tuple(_tag_name(tag, names, where) for tag in tags)
-            checked.append(Sentence(tuple(words), named))
+        named = tuple(_tag_name(tag, names, where) for tag in tags)
+        checked.append(Sentence(tuple(words), named))
     return checked
 
 

@@ -1,6 +1,7 @@
 """Files of predictions: JSON lines, GLUE's submission (.tsv) and SQuAD's (.json)."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ def check_name(path: str | Path) -> None:
     """Says before the work whether its result could be written.
 
     Raises:
-      UserError: the name has none of the endings, or its directory does not exist.
+      UserError: the name has none of the endings or is a directory's, or the directory that it is
+        in does not exist or cannot be written.
     """
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise UserError(f"predictions cannot be written to {path}; end it in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise UserError(f"the directory {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"the directory {path.parent} cannot be written; name another")
 
 
 def write_predictions(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -56,6 +62,11 @@ def write_predictions(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> No
 def _by_key(path: Path, pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
     answers: dict[Any, Any] = {}
     for key, prediction in pairs:
+        if not isinstance(key, str | int):
+            raise UserError(
+                f"a row has the index {key!r}, which {path} has no form for; write a .jsonl, or "
+                "leave data.index empty"
+            )
         if key in answers:
             raise UserError(
                 f"two rows have the index {key!r}, so {path} could not tell them apart; write one "

@@ -6,6 +6,7 @@ Shapes: B batch, L length, 2 a span's start and end.
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,7 @@ def answer_stream(
       UserError: ``batch_size`` is below 1, or the model is too short for questions and context.
     """
     longest = model.description.max_length
+    model.config.check_pairs()
     windows_like = {
         name: model.description.options[name]
         for name in ("stride", "max_question_length")
@@ -107,7 +109,7 @@ def _reader(arguments: argparse.Namespace) -> Reader:
         return {"question": question, "context": context if tab else arguments.context}
 
     def row(values: Mapping[str, Any], place: str) -> Fields:
-        fields: Fields = {"id": str(values["id"])} if "id" in values else {}
+        fields: Fields = {"id": str(values["id"])} if values.get("id") is not None else {}
         fields["question"] = text_column(values, arguments.question, place, "--question")
         fields["context"] = (
             text_column(values, arguments.text, place, "--text")
@@ -124,6 +126,8 @@ def _run(model: Pretrained, arguments: argparse.Namespace) -> None:
         raise UserError(f"--top {arguments.top} must be at least 1")
     options = answer_options(model)
     if arguments.no_answer_threshold is not None:
+        if math.isnan(arguments.no_answer_threshold):
+            raise UserError("--no_answer_threshold nan is no score; give a number")
         options = dataclasses.replace(
             options, can_be_impossible=True, no_answer_threshold=arguments.no_answer_threshold
         )
@@ -167,7 +171,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="say that there is no answer where that beats the best one by more (default: as the "
         "model was trained)",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="candidates (default 5)")
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=5,
+        metavar="K",
+        help="candidates (default 5; no more than the model's answers.candidates, 20 by default)",
+    )
     add_batch_flag(parser)
     parser.add_argument(
         "texts",

@@ -26,14 +26,17 @@ def _run(model: Pretrained, arguments: argparse.Namespace) -> None:
 def _answers(model: Pretrained, arguments: argparse.Namespace) -> Iterator[Answer]:
     for example in read_examples(arguments, whole_lines(arguments)):
         text = example.fields["text"]
-        fillings = fill_masks(
-            model.model,
-            model.params,
-            model.tokenizer,
-            text,
-            min(arguments.top, model.tokenizer.size),
-            max_length=model.config.max_positions,
-        )
+        try:
+            fillings = fill_masks(
+                model.model,
+                model.params,
+                model.tokenizer,
+                text,
+                min(arguments.top, model.tokenizer.size),
+                max_length=model.config.max_positions,
+            )
+        except UserError as error:
+            raise UserError(f"{example.place}: {error}") from None
         lines = [text]
         for number, filling in enumerate(fillings, start=1):
             if len(fillings) > 1:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from bert_jax.training.atomic_file import open_atomically
+from bert_jax.training.progress import follow
 
 
 class Answer(NamedTuple):
@@ -37,7 +38,7 @@ def write_answers(answers: Iterable[Answer], path: str | None, *, as_json: bool)
       UserError: the file cannot be written.
     """
     with _open(path) as file:
-        for answer in answers:
+        for answer in answers if path is None else follow(answers, None, "answers"):
             shown = json.dumps(answer.record, ensure_ascii=False) if as_json else answer.text
             print(shown, file=file)
 
@@ -45,6 +46,8 @@ def write_answers(answers: Iterable[Answer], path: str | None, *, as_json: bool)
 @contextlib.contextmanager
 def _open(path: str | None) -> Iterator[TextIO]:
     if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as files are, whatever the terminal's locale
         yield sys.stdout
         sys.stdout.flush()  # here, where a closed pipe can still be told
         return
@@ -72,7 +75,7 @@ def write_npy(blocks: Iterable[np.ndarray], path: str, width: int) -> None:
         # NumPy leaves room in the header for the number of rows to grow.
         np.lib.format.write_array_header_1_0(file, header | {"shape": (0, width)})
         start = file.tell()
-        for block in blocks:
+        for block in follow(blocks, None, "blocks of texts"):
             file.write(np.ascontiguousarray(block, "<f4").data)
             rows += len(block)
         file.seek(0)

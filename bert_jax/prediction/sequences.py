@@ -2,20 +2,25 @@
 
 import argparse
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from flax import linen as nn
 
-from bert_jax.data.text_rows import make_text_rows
+from bert_jax.data.text_rows import TextRows, make_text_rows
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head
 from bert_jax.prediction.batches import apply_to_stream
 from bert_jax.prediction.command import Command, add_batch_flag
 from bert_jax.prediction.outputs import Answer, write_answers
-from bert_jax.prediction.sources import first_and_second, lines_of_pairs, read_examples
+from bert_jax.prediction.sources import (
+    Example,
+    first_and_second,
+    lines_of_pairs,
+    read_examples,
+)
 from bert_jax.pretrained import Pretrained
 from bert_jax.tasks.fine_tuning import apply_model
 from bert_jax.tasks.sequence_classification import (
@@ -41,10 +46,27 @@ def _answers(
     show: Callable[[Prediction], str],
 ) -> Iterator[Answer]:
     longest = model.description.max_length
+
+    learnt = _learnt_pairs(model)
+
+    def make_rows(block: Sequence[Example]) -> TextRows:
+        first, second = first_and_second(block)
+        if learnt not in (None, second is not None):
+            raise UserError(
+                f"the model was trained on pairs, and {block[0].place} is a single text; give "
+                "--second_text COLUMN, or a tab between the two"
+                if learnt
+                else f"the model was trained on single texts, and {block[0].place} is a pair; "
+                "leave the second text out"
+            )
+        if second is not None:
+            model.config.check_pairs()
+        return make_text_rows(first, second, model.tokenizer, max_length=longest)
+
     blocks = apply_to_stream(
         functools.partial(_scores, model.model, model.params),
         read_examples(arguments, lines_of_pairs(arguments)),
-        lambda block: make_text_rows(*first_and_second(block), model.tokenizer, max_length=longest),
+        make_rows,
         max_length=longest,
         batch_size=arguments.batch_size,
         mesh=model.mesh,
@@ -54,6 +76,12 @@ def _answers(
         for example, prediction in zip(examples, predict(scores), strict=True):
             texts = " | ".join(example.fields.values())
             yield Answer(example.fields | prediction, f"{show(prediction)}  {texts}")
+
+
+def _learnt_pairs(model: Pretrained) -> bool | None:
+    """Whether a run's model was trained on pairs; None of others, which do not tell."""
+    data = {} if model.record is None else model.record.config.get("data", {})
+    return bool(data["second_text"]) if "second_text" in data else None
 
 
 def _classify(model: Pretrained, arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from bert_jax.data.file_lines import decoded_lines, text_lines
+from bert_jax.data.file_lines import decoded_lines, is_unicode, text_lines
 from bert_jax.data.tables import is_table, table_rows
 from bert_jax.errors import UserError
 
@@ -46,6 +46,9 @@ def read_examples(arguments: argparse.Namespace, reader: Reader) -> Iterator[Exa
     if arguments.texts and arguments.input:
         raise UserError("there are texts and an --input; give one of them")
     if arguments.texts:
+        for number, text in enumerate(arguments.texts, start=1):
+            if not is_unicode(text):
+                raise UserError(f"text {number} is not UTF-8; write it in a file and give --input")
         lines = ((text, f"text {n}") for n, text in enumerate(arguments.texts, start=1))
         return (Example(place, reader.line(text, place)) for text, place in lines)
     return read_file(arguments.input, reader)
@@ -65,6 +68,8 @@ def read_file(path: str | None, reader: Reader) -> Iterator[Example]:
         for place, row in table_rows(path):
             yield Example(place, reader.row(row, place))
         return
+    if path is None and sys.stdin is None:
+        raise UserError("there are no texts, and standard input is closed; give --input FILE")
     name = path or "standard input"
     source = (
         decoded_lines(sys.stdin.buffer, name)

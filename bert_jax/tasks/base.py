@@ -85,6 +85,11 @@ class Task(abc.ABC):
         self.config = config
 
     @property
+    def lengths_vary(self) -> bool:
+        """Whether a phase has batches of several lengths."""
+        return False
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         """The run's phases, in order; one phase unless a task says otherwise."""
         return (Phase(0, self.config.total_steps, self.config.batch_size),)

@@ -69,6 +69,11 @@ class FineTuning(Task):
                 f"data.max_length={longest} is more than the {self.encoder.max_positions} "
                 "positions of the encoder; lower it"
             )
+        if self.encoder.is_adapted and config.reinitialise_layers:
+            raise UserError(
+                f"reinitialise_layers={config.reinitialise_layers} changes the encoder that LoRA "
+                "and adapters share with others; leave it out, or train without them"
+            )
         self._base_fingerprint = start.assets.get(_BASE_FINGERPRINT)
         if self.encoder.is_adapted and self._base_fingerprint is None:
             if start.params is None:
@@ -122,6 +127,11 @@ class FineTuning(Task):
     def packing(self) -> Packing | None:
         """What packing comes to, where training rows share rows of the model."""
         return None if self._packing is None else self._packing.packing
+
+    @property
+    def lengths_vary(self) -> bool:
+        """Unless sequences share rows."""
+        return self._packing is None
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -39,8 +39,9 @@ def read_parts(
 
     def named(which: str) -> list[Part]:
         names = [name.strip() for name in str(data[which]).split(",") if name.strip()]
-        if which == "train" and not names:
-            raise UserError("there are no data to learn from; give --config.data.train=FILE")
+        if not names:
+            purpose = "to learn from" if which == "train" else "to validate on"
+            raise UserError(f"there are no data {purpose}; give --config.data.{which}=FILE")
         return [read(name) for name in names]
 
     if split == "validation" and data.validation:

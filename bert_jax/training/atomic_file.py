@@ -54,18 +54,25 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Gives a file to write, which becomes ``path`` when the block ends well.
 
     Args:
-      path: the file to replace; its directory must exist, and only one process may write it.
+      path: the file to replace, whose permissions stay; of a link, what it points to. A device or a
+        pipe is written as it comes. Its directory must exist, and only one process may write it.
 
     Raises:
       UserError: when the disk is full or the directory cannot be written.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with explain_write_errors(target), open(target, "wb") as file:
+            yield file
+        return
     # In the same directory, because a rename is atomic only within one file system; and of a fixed
     # name, so that what a killed run leaves behind is overwritten by the next.
     partial = target.with_name(f".{target.name}.partial")
     with explain_write_errors(target):
         try:
             with open(partial, "wb") as file:
+                if target.exists():
+                    shutil.copymode(target, partial)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -86,10 +93,12 @@ def write_directory_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       UserError: something is there already, or the disk is full or cannot be written.
     """
-    target = Path(path).expanduser()
+    target = Path(path).expanduser().resolve()
+    if target == Path.cwd():
+        raise UserError(f"{os.fspath(path)} is the directory that this runs in; name another")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{os.fspath(path)} exists already; remove it, or name another directory")
-    partial = target.absolute().with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}.partial")
     with explain_write_errors(path):
         try:
             shutil.rmtree(partial, ignore_errors=True)

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, first_line
 from bert_jax.storage import is_directory, is_remote
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.processes import is_first, wait_for_all
@@ -175,8 +175,14 @@ class Checkpoints:
     def _read_scores(self) -> dict[int, tuple[int, float]]:
         if not self._scores_file.exists():
             return {}
-        scores = json.loads(self._scores_file.read_text())
-        return {int(step): (phase, value) for step, (phase, value) in scores.items()}
+        try:
+            scores = json.loads(self._scores_file.read_text())
+            return {int(step): (phase, value) for step, (phase, value) in scores.items()}
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(
+                f"{self._scores_file} is damaged; restore it, or delete it to go on without "
+                "knowing which checkpoint is best"
+            ) from None
 
     def save(self, state: TrainState, record: RunRecord) -> None:
         """Saves in the background; returns when the state may be overwritten.
@@ -213,8 +219,9 @@ class Checkpoints:
 
     def record(self, step: int) -> RunRecord:
         """Reads what a checkpoint says of its run."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-        return RunRecord(**restored.run)
+        wanted = ocp.args.Composite(run=ocp.args.JsonRestore())
+        with self._explain_damage(step):
+            return RunRecord(**self._manager.restore(step, args=wanted).run)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Restores a run's state onto the devices that ``abstract`` names, whatever wrote it.
@@ -245,7 +252,8 @@ class Checkpoints:
 
     def _restore(self, item: str, step: int, abstract: Any) -> Any:
         path = self._directory / str(step)
-        saved = _shapes(self._manager.item_metadata(step)[item].tree)
+        with self._explain_damage(step):
+            saved = _shapes(self._manager.item_metadata(step)[item].tree)
         _compare(path, saved, _shapes(abstract))
 
         def as_saved(key: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
@@ -256,9 +264,9 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
         there = jax.tree_util.tree_map_with_path(as_saved, abstract)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(there)})
-        )
+        wanted = ocp.args.Composite(**{item: ocp.args.StandardRestore(there)})
+        with self._explain_damage(step):
+            restored = self._manager.restore(step, args=wanted)
         return jax.tree.map(
             lambda leaf, wanted: _repad(path, leaf, wanted), restored[item], abstract
         )
@@ -272,6 +280,17 @@ class Checkpoints:
                     self.prune()
             finally:
                 self._manager.close()
+
+    @contextlib.contextmanager
+    def _explain_damage(self, step: int) -> Iterator[None]:
+        """Names the checkpoint that lacks a file or a part of one, where Orbax has no one class."""
+        try:
+            yield
+        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+            raise UserError(
+                f"{self._directory / str(step)} is damaged or incomplete ({first_line(error)}); "
+                "copy it again, or choose another step"
+            ) from error
 
     @contextlib.contextmanager
     def _explain_full_disk(self) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -20,6 +20,36 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
     # No watching thread: the loop moves the bar itself, and worker processes may be forked.
     monitor_interval = 0
+
+
+_Item = TypeVar("_Item")
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def follow(
+    items: Iterable[_Item], total: int | None, name: str, stream: TextIO | None = None
+) -> Iterator[_Item]:
+    """Gives items on and shows how many there were: by a bar on a terminal, else by lines.
+
+    Args:
+      items: of any number.
+      total: how many there will be; None if that is not known.
+      name: what they are, in the plural.
+      stream: where to show it; standard error by default.
+    """
+    stream = sys.stderr if stream is None else stream
+    if stream.isatty():
+        yield from _Bar(
+            items, total=total, unit=f" {name}", file=stream, dynamic_ncols=True, leave=False
+        )
+        return
+    shown = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if (now := time.monotonic()) - shown >= _SECONDS_BETWEEN_LINES:
+            shown = now
+            of_all = "" if total is None else f"/{total:,} ({number / total:.0%})"
+            print(f"{number:,}{of_all} {name}", file=stream, flush=True)
 
 
 class Progress:

@@ -126,7 +126,8 @@ def write_report(
         samples=samples,
         notes=notes,
     )
-    write_atomically(path, html.encode("utf-8"))
+    # A directory's name, which is in the title, may be no Unicode.
+    write_atomically(path, html.encode("utf-8", "backslashreplace"))
 
 
 def _format_headline(value: str | float) -> str:

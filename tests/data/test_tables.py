@@ -44,6 +44,12 @@ def test_a_quote_in_tsv_is_a_character(tmp_path):
     assert read_table(path, ["text", "label"]).columns == {"text": ['"to be'], "label": ["1"]}
 
 
+def test_an_empty_line_is_an_empty_text_where_there_is_one_column(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\na\n\nb\n")
+    assert read_table(path, ["text"]).columns == {"text": ["a", "", "b"]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -55,6 +61,8 @@ def test_a_quote_in_tsv_is_a_character(tmp_path):
         ("a.csv", "text,class\na,1\n", "a.csv, line 2 has no column 'label'; its columns are text"),
         ("a.csv", 'text,label\n"a,1\n', "a.csv, line 2 is broken"),
         ("a.csv", "text,label\n", "a.csv has no rows"),
+        ("a.csv", "text,text,label\na,b,1\n", "a.csv, line 1 names the column 'text' twice"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1 is not JSON"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has no column 'label'"),
         ("a.jsonl", '{"text": "a"\n', "a.jsonl, line 1 is not JSON"),
         ("a.parquet", "", "a.parquet is no table that can be read"),

@@ -39,7 +39,8 @@ def test_json(tmp_path):
     rows.insert(1, {"tokens": [], "ner_tags": []})
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert read_json_sentences(path) == read_sentences(path) == SENTENCES
+    read = [SENTENCES[0], Sentence((), ()), *SENTENCES[1:]]
+    assert read_json_sentences(path) == read_sentences(path) == read
     numbered = tmp_path / "b.json"
     numbered.write_text(
         "\n".join(

@@ -185,7 +185,7 @@ def test_tags_of_no_entities_are_those_of_words():
         (["Who?"], "text 1 is not QUESTION, a tab, CONTEXT"),
         (["Who?\tAnn", "--context", "Bob"], "with --context, a question alone"),
         (["Who?\tAnn", "--top", "0"], "--top 0 must be at least 1"),
-        (["Who?\tAnn", "--batch_size", "0"], "batch_size is 0; give a number of at least 1"),
+        (["Who?\tAnn", "--batch_size", "0"], "batch_size is 0; give a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(reader, run, arguments, message):

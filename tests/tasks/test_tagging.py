@@ -138,6 +138,17 @@ def test_scores_do_not_depend_on_the_batch_and_are_seqeval_s(make_task):
         assert scores[name] == score(expected, predicted, zero_division=0)
 
 
+def test_a_sentence_without_words_keeps_its_place(make_task, tmp_path):
+    sentences = [SENTENCES["validation"][0], ([], []), SENTENCES["validation"][4]]
+    lines = [json.dumps({"tokens": words, "ner_tags": tags}) for words, tags in sentences]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    task = make_task(data__validation=tmp_path / "some.jsonl")
+    result = run_evaluation(task, initialise(task), 4)
+    predictions = task.predictions(result.outputs)
+    assert [row["words"] for row in predictions] == [words for words, _ in sentences]
+    assert predictions[1]["prediction"] == []
+
+
 def test_every_format_gives_the_same_task(make_task, files):
     columns = {f"data__{name}": files / f"{name}.conll" for name in SENTENCES}
     assert make_task(**columns).identity() == make_task().identity()

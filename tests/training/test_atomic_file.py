@@ -23,6 +23,21 @@ def test_the_file_is_as_readable_as_any_other(tmp_path):
     assert len(modes) == 1
 
 
+def test_links_permissions_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "private").touch(mode=0o600)
+    (tmp_path / "link").symlink_to("private")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "private").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", b"through it")
+    assert os.read(reader, 100) == b"through it"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     write_atomically(path, b"first")

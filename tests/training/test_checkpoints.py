@@ -1,5 +1,7 @@
 """Few checkpoints are kept, the best among them; what cannot be used is named."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -120,3 +122,32 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert not half.exists()
         assert checkpoints.steps() == [1]
+
+
+def test_damaged_scores_are_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save_all(checkpoints, {1: 5.0})
+    (tmp_path / "scores.json").write_text("")
+    with pytest.raises(UserError, match=r"scores\.json is damaged; restore it, or delete it"):
+        Checkpoints(tmp_path, read_only=True)
+
+
+@pytest.mark.parametrize("part", ["params", "run", "params/_METADATA", "run/metadata", "params/d"])
+def test_a_damaged_checkpoint_is_named(tmp_path, part):
+    def read(checkpoints):
+        return checkpoints.record(7), checkpoints.restore_params(7, make_state().params)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(7), make_record(7))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        read(checkpoints)
+    damaged = tmp_path / "checkpoints" / "7" / part
+    if damaged.is_dir():
+        shutil.rmtree(damaged)
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(UserError, match="7 is damaged or incomplete .*; copy it again"),
+    ):
+        read(checkpoints)

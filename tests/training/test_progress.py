@@ -3,7 +3,7 @@ import io
 import pytest
 
 from bert_jax.training import progress as progress_module
-from bert_jax.training.progress import Progress
+from bert_jax.training.progress import Progress, follow
 
 _VALUES = {
     "train/loss": 2.34567,
@@ -60,6 +60,26 @@ def test_a_terminal_gets_a_bar_and_whole_lines_above_it():
     assert shown.endswith("\n")
     last_bar = shown.rstrip("\n").rsplit("\r", 1)[-1]
     assert "loss 2.3457, 12.3k tokens/s, MFU 41.2%, 3% waiting for data" in last_bar
+
+
+def test_items_are_given_on_and_counted(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+
+    def slowly():
+        for number in range(4):
+            now[0] += 20.0
+            yield number
+
+    stream = io.StringIO()
+    assert list(follow(slowly(), 4, "batches", stream)) == [0, 1, 2, 3]
+    assert stream.getvalue() == "2/4 (50%) batches\n4/4 (100%) batches\n"
+    stream = io.StringIO()
+    assert list(follow(slowly(), None, "answers", stream)) == [0, 1, 2, 3]
+    assert stream.getvalue() == "2 answers\n4 answers\n"
+    terminal = _Terminal()
+    assert list(follow(range(3), 3, "batches", terminal)) == [0, 1, 2]
+    assert "0/3" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), _Terminal()])
