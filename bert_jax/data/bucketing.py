@@ -1,8 +1,9 @@
 """Batches of rows of about the same length, so that short rows do not pay for long ones.
 
 The stream of rows is the endless, reshuffled one of ``order``. It is cut into windows of some
-batches; within a window rows are sorted by length, cut into batches, and the batches shuffled. So a
-batch is a pure function of (seed, step, lengths), and any step is reached in constant time.
+batches, no more than an epoch has; within a window rows are sorted by length, cut into batches, and
+the batches shuffled. So a batch is a pure function of (seed, step, lengths), and any step is
+reached in constant time.
 """
 
 import math
@@ -14,7 +15,7 @@ from bert_jax.data.order import shuffled_rows
 from bert_jax.data.randomness import permutation
 
 # More batches sort better and are less alike to a shuffled epoch.
-_BATCHES_PER_WINDOW = 32
+_MOST_BATCHES_PER_WINDOW = 32
 # Lengths are padded to a multiple of this, and to few of them, for each is compiled once.
 _MULTIPLE = 4
 _MOST_LENGTHS = 8
@@ -84,11 +85,13 @@ class BucketPlan:
         self._choices = choices
         self._batch_size = batch_size
         self._seed = seed
+        # Of a window of several epochs a batch would hold a few rows many times over.
+        self._batches = min(max(1, len(lengths) // batch_size), _MOST_BATCHES_PER_WINDOW)
         self._window: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def batch(self, step: int) -> tuple[np.ndarray, int]:
         """The rows of a step's global batch, int64 [batch_size], and the length to pad them to."""
-        window, place = divmod(step, _BATCHES_PER_WINDOW)
+        window, place = divmod(step, self._batches)
         if self._window[0] != window:  # kept, because the steps that follow want it too
             self._window = (window, self._plan(window))
         rows = self._window[1][place]
@@ -96,11 +99,11 @@ class BucketPlan:
 
     def _plan(self, window: int) -> np.ndarray:
         """The rows of a window's batches: int64 [batches, batch_size]."""
-        size = _BATCHES_PER_WINDOW * self._batch_size
+        size = self._batches * self._batch_size
         places = window * size + np.arange(size)
         rows = shuffled_rows(len(self._lengths), places, self._seed)
         # A stable sort leaves rows of one length in their random order.
         rows = rows[np.argsort(self._lengths[rows], kind="stable")]
-        batches = rows.reshape(_BATCHES_PER_WINDOW, self._batch_size)
-        order = permutation(self._seed, "batches of a window", window, _BATCHES_PER_WINDOW)
+        batches = rows.reshape(self._batches, self._batch_size)
+        order = permutation(self._seed, "batches of a window", window, self._batches)
         return batches[order]
