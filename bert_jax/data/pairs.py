@@ -9,6 +9,10 @@ sentence that its own chunk could have been split at, and is cut to the length t
 have had. Nor may the ends tell it: a random B ends anywhere, so a true B that would end where a
 sentence does loses up to a sentence or two.
 
+For sentence order both segments are whole sentences, as in ALBERT (Lan et al., arXiv:1909.11942),
+but as many as fit, so that nothing need be cut: where the text of a chunk breaks off within a
+sentence, that would tell which segment stands outside.
+
 Everything is vectorised over the rows of a batch. Sentence and token positions count from the start
 of the batch's concatenated chunks, where they grow from one chunk to the next, so that one
 ``searchsorted`` serves ragged rows.
@@ -177,6 +181,43 @@ def _choose_windows(
     return _Windows(start, np.where(inside, within, ends[between]), end, inside)
 
 
+def _choose_sentences(
+    chunks: ChunkBatch,
+    where: np.ndarray,
+    targets: np.ndarray,
+    uniforms: np.ndarray,
+    breaks_off: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two sentences or more of each chunk, from about ``where``: their start, a split, their end.
+
+    They are as many as ``targets`` tokens hold. The split falls after a random one. A chunk's first
+    sentence is left out, for it may be the end of one, and its last where the chunk ``breaks_off``.
+    Where two do not fit, text that begins, is split and ends anywhere stands in for them.
+    """
+    starts, ends = _sentence_bounds(chunks)
+    chunk_starts, chunk_ends = chunks.token_offsets[:-1], chunks.token_offsets[1:]
+    low, high = chunks.sentence_offsets[:-1] + 1, chunks.sentence_offsets[1:] - breaks_off
+    wanted = chunk_starts + (where * (chunk_ends - chunk_starts)).astype(np.int64)
+    first = np.maximum(np.minimum(np.searchsorted(starts, wanted), high - 2), low)
+    first = np.minimum(first, len(starts) - 1)
+    start = starts[first]
+    last = np.minimum(np.searchsorted(ends, start + targets, side="right"), high) - 1
+    are_several = (last > first) & (high - low > 1)
+    last = np.where(are_several, last, first)
+    middle = ends[first + below(uniforms[:, _SPLIT], last - first)]
+
+    lengths = chunk_ends - chunk_starts
+    # Half of the chunk, so that an outer end is hardly more often the chunk's than an inner one.
+    room = np.minimum(targets, np.maximum(lengths // 2, 2))
+    any_start = chunk_starts + below(uniforms[:, _END], lengths - room + 1)
+    any_middle = any_start + 1 + below(uniforms[:, _SPLIT], room - 1)
+    return (
+        np.where(are_several, start, any_start),
+        np.where(are_several, middle, any_middle),
+        np.where(are_several, ends[last], any_start + room),
+    )
+
+
 def _sentence_bounds(chunks: ChunkBatch) -> tuple[np.ndarray, np.ndarray]:
     """First and past-the-last token of every sentence; a chunk starts where the one before ends."""
     ends = chunks.sentence_ends
@@ -228,6 +269,21 @@ def build_rows(
         targets = _target_lengths(uniforms, options)
     if options.objective is Objective.NONE:
         return _build_single_segments(chunks, where, targets, options, special)
+    is_one = (uniforms[:, _LABEL] < options.random_next_share).astype(np.int64)
+    if options.objective is Objective.SENTENCE_ORDER:
+        breaks_off = index.is_cut(chunk_numbers, np.ones(len(windows), bool))
+        start, middle, end = _choose_sentences(chunks, where, targets, uniforms, breaks_off)
+        swapped = is_one == 1
+        framed = frame_pairs(
+            chunks.token_ids,
+            np.where(swapped, middle, start),
+            np.where(swapped, end, middle) - np.where(swapped, middle, start),
+            np.where(swapped, start, middle),
+            np.where(swapped, middle, end) - np.where(swapped, start, middle),
+            options.max_length,
+            special,
+        )
+        return _labelled(framed, is_one)
 
     window = _choose_windows(chunks, where, targets, uniforms[:, _SPLIT])
     full_first, full_second = window.middle - window.start, window.end - window.middle
@@ -236,50 +292,34 @@ def build_rows(
     first_front = _heads(coins[:, :words], full_first - first_length)
     second_front = _heads(coins[:, words:], full_second - second_length)
 
-    if options.objective is Objective.NEXT_SENTENCE:
-        natural = (full_second - second_length == second_front) & ~index.is_cut(
-            chunk_numbers, window.end == chunks.token_offsets[1:]
-        )
-        most = np.minimum(second_length - 1, _MOST_CUT_AT_END)
-        cut = np.minimum(1 + below(uniforms[:, _END], most), most)
-        second_length -= np.where(natural, cut, 0)
+    natural = (full_second - second_length == second_front) & ~index.is_cut(
+        chunk_numbers, window.end == chunks.token_offsets[1:]
+    )
+    most = np.minimum(second_length - 1, _MOST_CUT_AT_END)
+    cut = np.minimum(1 + below(uniforms[:, _END], most), most)
+    second_length -= np.where(natural, cut, 0)
 
     first_start = window.start + first_front
-    is_one = (uniforms[:, _LABEL] < options.random_next_share).astype(np.int64)
-    if options.objective is Objective.SENTENCE_ORDER:
-        second_start = window.middle + second_front
-        swapped = is_one == 1
-        first_start, second_start = (
-            np.where(swapped, second_start, first_start),
-            np.where(swapped, first_start, second_start),
-        )
-        first_length, second_length = (
-            np.where(swapped, second_length, first_length),
-            np.where(swapped, first_length, second_length),
-        )
-        tokens = chunks.token_ids
-    else:
-        partners, partner_where = _choose_partners(
-            source, index, chunk_numbers, second_front + second_length, uniforms
-        )
-        # A partner that is too short shortens B for both labels, or its length would tell the
-        # label.
-        room = source.lengths[partners].astype(np.int64)
-        second_front = np.minimum(second_front, room - 1)
-        second_length = np.minimum(second_length, room - second_front)
-        second_start = window.middle + second_front
-        random_rows = np.flatnonzero(is_one)
-        partner_chunks = source.read(partners[random_rows])
-        second_start[random_rows] = len(chunks.token_ids) + _random_starts(
-            partner_chunks,
-            partner_where[random_rows],
-            targets[random_rows],
-            uniforms[random_rows, _PARTNER_SPLIT],
-            window.inside[random_rows],
-            second_front[random_rows],
-            second_length[random_rows],
-        )
-        tokens = np.concatenate([chunks.token_ids, partner_chunks.token_ids])
+    partners, partner_where = _choose_partners(
+        source, index, chunk_numbers, second_front + second_length, uniforms
+    )
+    # A partner that is too short shortens B for both labels, or its length would tell the label.
+    room = source.lengths[partners].astype(np.int64)
+    second_front = np.minimum(second_front, room - 1)
+    second_length = np.minimum(second_length, room - second_front)
+    second_start = window.middle + second_front
+    random_rows = np.flatnonzero(is_one)
+    partner_chunks = source.read(partners[random_rows])
+    second_start[random_rows] = len(chunks.token_ids) + _random_starts(
+        partner_chunks,
+        partner_where[random_rows],
+        targets[random_rows],
+        uniforms[random_rows, _PARTNER_SPLIT],
+        window.inside[random_rows],
+        second_front[random_rows],
+        second_length[random_rows],
+    )
+    tokens = np.concatenate([chunks.token_ids, partner_chunks.token_ids])
     framed = frame_pairs(
         tokens,
         first_start,

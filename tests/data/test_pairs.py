@@ -168,11 +168,31 @@ def test_cuts_fall_on_both_ends(make_split):
         assert abs(np.var(fronts) - 2.5) < 0.4
 
 
+PAIRS = (Objective.NEXT_SENTENCE, Objective.SENTENCE_ORDER)
+
+
+@pytest.mark.parametrize("objective", PAIRS)
 @pytest.mark.parametrize("shared", [1, 4])
 @pytest.mark.parametrize("capacity", [126, 510])
-def test_lengths_do_not_tell_the_label(make_split, random_documents, capacity, shared):
-    split = make_split(random_documents(5, 300, capacity))
-    rows = build(split, PairOptions(128, sequences_per_row=shared), rows=50_000)
+def test_lengths_do_not_tell_the_label(make_split, random_documents, capacity, shared, objective):
+    options = PairOptions(128, objective, sequences_per_row=shared)
+    windows = None
+    if objective is Objective.NEXT_SENTENCE:
+        split = make_split(random_documents(5, 300, capacity))
+    else:
+        # Each text once: the lengths of whole sentences are enough to know it again, order and all.
+        # And without the last sentences of documents, which end where the maker of these cut them.
+        made = random_documents(5, 6000, capacity)
+        split = make_split(
+            [
+                [chunk if sum(chunk) == capacity else chunk[:-1] for chunk in document[:1]]
+                for document in made
+                if len(document[0]) > 1
+            ]
+        )
+        count = len(WindowIndex(split.lengths, options.capacity))
+        windows = np.random.default_rng(0).permutation(count)
+    rows = build(split, options, rows=50_000, windows=windows)
     first = np.array([len(a) for a, _ in segments(rows)])
     second = np.array([len(b) for _, b in segments(rows)])
     features = np.stack([first, second, 128 - rows.lengths_B])
@@ -196,6 +216,41 @@ def test_sentence_ends_do_not_tell_the_label(make_split, random_documents, docum
     assert ends_with_sentence.any()
     assert best_accuracy(1.0 * ends_with_sentence[None], rows.labels_B) < 0.52
     assert best_accuracy(1.0 * starts_with_sentence[None], rows.labels_B) < 0.52
+
+
+@pytest.mark.parametrize("capacity", [126, 510])
+def test_halves_of_sentences_do_not_tell_the_order(make_split, random_documents, capacity):
+    split = make_split(random_documents(7, 300, capacity))
+    rows = build(split, PairOptions(128, Objective.SENTENCE_ORDER), rows=50_000)
+    bounds = split.chunks.sentence_ends
+    pairs = segments(rows)
+    starts, ends = (
+        np.array(
+            [[segment[place] - FIRST_ORDINARY + place % 2 for segment in pair] for pair in pairs]
+        )
+        for place in (0, -1)
+    )
+    # Where a chunk begins or ends, its text may break off.
+    offsets = split.chunks.token_offsets
+    full_ends = offsets[1:][split.lengths > split.lengths.max() - 8]
+    features = np.concatenate(
+        [
+            np.isin(starts, bounds) & ~np.isin(starts, offsets),
+            np.isin(ends, bounds) & ~np.isin(ends, full_ends),
+        ],
+        axis=1,
+    )
+    assert features.all(axis=1).mean() > 0.5
+    assert best_accuracy(1.0 * features.T, rows.labels_B) < 0.52
+
+
+def test_sentences_of_an_order_are_whole_and_fill_the_row(make_split):
+    split = make_split([[[9] * 14]] * 20)  # 126 tokens, of which the ends may be halves
+    options = PairOptions(128, Objective.SENTENCE_ORDER, short_sequence_share=0.0)
+    for first, second in segments(build(split, options, rows=500)):
+        assert len(first) % 9 == 0 and len(second) % 9 == 0
+        assert len(first) + len(second) == 12 * 9
+        assert {(segment[0] - FIRST_ORDINARY) % 9 for segment in (first, second)} == {0}
 
 
 def best_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
