@@ -138,22 +138,23 @@ class ExampleStream:
             "example_weights": (lengths > 0).astype(np.float32),
         }
 
-    def _locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The corpus and the window of each sequence: both int64 [N]."""
+    def _locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The corpus of each sequence, its window and its epoch there: int64 [N] each."""
         if not numbers.size:
-            return numbers, numbers
+            return numbers, numbers, numbers
         first = int(numbers.min())
         sources, places = self._mixture.assign(first, int(numbers.max()) - first + 1)
         sources, windows = sources[numbers - first], places[numbers - first]
+        epochs = windows // np.array(self.epoch_sizes())[sources]
         for source, index in enumerate(self._indexes):
             mine = sources == source
             shuffle_seed = purpose_seed(self._seed, f"{self._purpose} order {source}")
             windows[mine] = shuffled_records(len(index), windows[mine], shuffle_seed)
-        return sources, windows
+        return sources, windows, epochs
 
     def _longest_lengths(self, numbers: np.ndarray) -> np.ndarray:
         """The most tokens of each sequence, special ones included: int64 [N]."""
-        sources, windows = self._locate(numbers)
+        sources, windows, _ = self._locate(numbers)
         pair_uniforms = self._pair_uniforms(numbers)
         lengths = np.empty(len(numbers), np.int64)
         for source, index in enumerate(self._indexes):
@@ -164,7 +165,7 @@ class ExampleStream:
 
     def _build(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """The sequences of some numbers, each in a row of its own, not masked yet."""
-        sources, windows = self._locate(numbers)
+        sources, windows, epochs = self._locate(numbers)
         pair_uniforms = self._pair_uniforms(numbers)
         coins = self._by_number(numbers, self._words, "cuts", self._pairs.coins_per_row)
         built: list[Rows] = []
@@ -179,6 +180,7 @@ class ExampleStream:
                     split,
                     index,
                     windows[mine],
+                    epochs[mine],
                     pair_uniforms[mine],
                     coins[mine],
                     self._pairs,

@@ -243,6 +243,7 @@ def build_rows(
     source: ChunkSource,
     index: WindowIndex,
     windows: np.ndarray,
+    epochs: np.ndarray,
     uniforms: np.ndarray,
     coins: np.ndarray,
     options: PairOptions,
@@ -254,6 +255,7 @@ def build_rows(
       source: where chunks are read; for next sentences, of two documents or more.
       index: the source's windows for ``options.capacity``.
       windows: int64 [B], window numbers.
+      epochs: int64 [B], how often the source was read before; of pairs it does not matter.
       uniforms: float64 [B, UNIFORMS_PER_ROW]; for single segments anything.
       coins: uint64 [B, options.coins_per_row], fair coin tosses; for single segments anything.
       options: how to build rows.
@@ -268,7 +270,10 @@ def build_rows(
     else:
         targets = _target_lengths(uniforms, options)
     if options.objective is Objective.NONE:
-        return _build_single_segments(chunks, where, targets, options, special)
+        starts = chunks.token_offsets[:-1] + index.full_starts(windows, epochs)
+        lengths = np.minimum(chunks.token_offsets[1:] - starts, targets)
+        framed = frame_singles(chunks.token_ids, starts, lengths, options.max_length, special)
+        return _labelled(framed, np.zeros(len(windows), np.int32))
     is_one = (uniforms[:, _LABEL] < options.random_next_share).astype(np.int64)
     if options.objective is Objective.SENTENCE_ORDER:
         breaks_off = index.is_cut(chunk_numbers, np.ones(len(windows), bool))
@@ -343,9 +348,9 @@ def longest_texts(
       uniforms: as for `build_rows`.
       options: how to build rows.
     """
-    room = index.room(windows)
     if options.objective is Objective.NONE:
-        return room
+        return index.full_room(windows)
+    room = index.room(windows)
     # A pair has a token in each segment, wherever in its chunk it is.
     return np.minimum(_target_lengths(uniforms, options), np.maximum(room, 2))
 
@@ -408,21 +413,6 @@ def _random_starts(
     sentence = starts[np.searchsorted(starts, np.minimum(wanted, latest), side="right") - 1]
     anywhere = first + below(split, latest - first + 1)
     return np.where(inside, anywhere, sentence) + front
-
-
-def _build_single_segments(
-    chunks: ChunkBatch,
-    where: np.ndarray,
-    rooms: np.ndarray,
-    options: PairOptions,
-    special: SpecialTokens,
-) -> Rows:
-    """Rows of ``[CLS] text [SEP]`` that start at a sentence and are filled to the last token."""
-    rows = len(where)
-    start = _choose_windows(chunks, where, rooms, np.zeros(rows)).start
-    length = np.minimum(chunks.token_offsets[1:] - start, rooms)
-    framed = frame_singles(chunks.token_ids, start, length, options.max_length, special)
-    return _labelled(framed, np.zeros(rows, np.int32))
 
 
 def _labelled(framed: Framed, labels: np.ndarray) -> Rows:

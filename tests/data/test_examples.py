@@ -208,7 +208,10 @@ def test_no_sequence_is_longer_than_the_plan_supposes(corpus, objective, length)
     numbers = np.arange(1000, 3000)
     longest, lengths = stream._longest_lengths(numbers), stream._build(numbers)["lengths"]
     assert (lengths <= longest).all() and (longest <= length).all()
-    assert (lengths == longest).mean() > 0.1
+    if objective is Objective.SENTENCE_ORDER:
+        assert (lengths / longest).mean() > 0.75  # whole sentences
+    else:
+        assert (lengths == longest).mean() > 0.1
 
 
 @pytest.mark.parametrize("objective", [Objective.NONE, Objective.NEXT_SENTENCE])

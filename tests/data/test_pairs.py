@@ -21,7 +21,7 @@ PAD, UNKNOWN, CLS, SEP, MASK, FIRST_ORDINARY = range(6)
 SPECIAL = SpecialTokens(pad=PAD, cls=CLS, sep=SEP)
 
 
-def build(split, options, rows=2000, seed=0, windows=None) -> Rows:
+def build(split, options, rows=2000, seed=0, windows=None, epoch=0) -> Rows:
     index = WindowIndex(split.lengths, options.capacity)
     if windows is None:
         windows = np.random.default_rng(seed).integers(0, len(index), rows)
@@ -29,6 +29,7 @@ def build(split, options, rows=2000, seed=0, windows=None) -> Rows:
         split,
         index,
         windows,
+        np.full(len(windows), epoch),
         uniforms(seed, "pairs", 0, len(windows), UNIFORMS_PER_ROW),
         random_words(seed, "cuts", 0, len(windows), options.coins_per_row),
         options,
@@ -149,6 +150,21 @@ def test_longer_chunks_offer_windows_that_cover_the_text(make_split, random_docu
     rows = build(split, options, windows=np.arange(len(index)))
     seen = np.unique(rows.token_ids_BL[rows.token_ids_BL >= FIRST_ORDINARY])
     assert len(seen) > 0.85 * split.lengths.sum()
+
+
+@pytest.mark.parametrize("prepared", [126, 130, 180, 189, 190, 315, 510])
+def test_single_segments_cover_longer_chunks_and_fill_their_rows(make_split, prepared):
+    split = make_split([[[prepared]]] * 20)
+    options = PairOptions(128, Objective.NONE)
+    windows = np.arange(len(WindowIndex(split.lengths, options.capacity)))
+    seen = set()
+    for epoch in range(8):
+        rows = build(split, options, windows=windows, epoch=epoch)
+        assert (rows.lengths_B == 128).all()
+        new = np.unique(rows.token_ids_BL[rows.token_ids_BL >= FIRST_ORDINARY])
+        assert len(new) == min(20 * prepared, 20 * 126 * round(prepared / 126))
+        seen |= set(new.tolist())
+    assert len(seen) == 20 * prepared  # where one window leaves out a third of the chunk too
 
 
 def test_whole_sentences_are_split_between_the_segments(make_split):
