@@ -80,8 +80,8 @@ def fill_chunks(
 
     Each chunk takes as many tokens as it may hold; a sentence that crosses its end is cut, and the
     rest opens the next chunk, so that rows are full and nothing is lost. The cut never falls before
-    a "##" piece, except inside a word that has more pieces than a chunk has room. A last
-    chunk of fewer than two tokens is dropped.
+    a "##" piece, except inside a word with no room in a chunk of its own or beside one token. A
+    last chunk of fewer than two tokens is dropped.
 
     Args:
       token_ids: int [T], the tokens of the document.
@@ -101,7 +101,7 @@ def fill_chunks(
         if end < total:
             while end > start and within_word[end]:
                 end -= 1
-            if end == start:
+            if end - start < MIN_CHUNK_TOKENS:
                 end = start + capacity
         cuts.append(end)
     if len(cuts) > 1 and cuts[-1] - cuts[-2] < MIN_CHUNK_TOKENS:

@@ -13,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from bert_jax.data.builder import FEATURE, FORMAT_VERSION, BertCorpus, sidecar
 from bert_jax.data.chunks import ChunkBatch, Records, offsets_of, record_dtype, unpack_records
 from bert_jax.data.tokenizer import WordPieceTokenizer
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, first_line
 from bert_jax.storage import as_path, is_remote
 
 __all__ = ["ChunkBatch", "Corpus", "Split", "is_corpus", "open_corpus", "read_vocabulary"]
@@ -41,6 +41,8 @@ class Split:
         self._source = _data_source(data_set, name)
         if not len(self._source) == len(self.lengths) == len(self.documents):
             raise ValueError(f"{len(self._source)} records, {len(self.lengths)} lengths")
+        # Half a copy is told before the first step; the file's own index is at its end.
+        self._source.__getitems__([0, len(self) - 1])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -65,11 +67,16 @@ class Split:
                 f"the {self.name} split has records 0 to {len(self) - 1}, not "
                 f"{numbers.min()} to {numbers.max()}"
             )
+        try:
+            found = self._source.__getitems__(numbers.tolist())
+        except RuntimeError as error:
+            raise UserError(
+                f"The corpus {self.directory} is damaged ({first_line(error)}); copy it again"
+            ) from None
         # TFDS's decoding of features costs three times as much as reading; this is what it stores.
         parse = tf_example_pb2.Example.FromString
         payloads = [
-            parse(serialized).features.feature[FEATURE].bytes_list.value[0]
-            for serialized in self._source.__getitems__(numbers.tolist())
+            parse(serialized).features.feature[FEATURE].bytes_list.value[0] for serialized in found
         ]
         sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
         elements = np.frombuffer(b"".join(payloads), self._dtype)
@@ -166,7 +173,14 @@ def open_corpus(directory: str | Path) -> Corpus:
         raise UserError(
             f"The directory {directory} holds no whole corpus ({missing} is missing); {command}"
         ) from None
-    except (ValueError, KeyError, TypeError, OSError, tfds.core.registered.DatasetNotFoundError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+        RuntimeError,  # of files of records
+        tfds.core.registered.DatasetNotFoundError,
+    ):
         raise UserError(
             f"The directory {directory} holds a damaged corpus, or none of this program; "
             f"{command} --overwrite"

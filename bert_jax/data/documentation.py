@@ -18,6 +18,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -204,8 +205,13 @@ def _parse_all(files: list[Path], workers: int) -> Iterator[list[str]]:
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for paragraphs in pool.map(_parse_group, groups):
-            yield from paragraphs
+        try:
+            for paragraphs in pool.map(_parse_group, groups):
+                yield from paragraphs
+        except BrokenProcessPool:
+            raise UserError(
+                "A worker process was killed, as happens when memory runs out; give fewer --workers"
+            ) from None
 
 
 def _parse_group(files: list[Path]) -> list[list[str]]:

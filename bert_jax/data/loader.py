@@ -6,6 +6,8 @@ from typing import TypeVar
 import grain
 from absl import flags
 
+from bert_jax.errors import UserError
+
 Item = TypeVar("Item")
 
 
@@ -33,4 +35,12 @@ def prefetch(
             num_workers=workers, per_worker_buffer_size=-(-ahead // workers)
         )
         dataset = dataset.mp_prefetch(processes)
-    yield from dataset
+    try:
+        yield from dataset
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            "A worker process of the loader was killed, as happens when memory runs out; give "
+            "fewer with --config.loader_workers"
+        ) from None

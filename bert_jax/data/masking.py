@@ -6,7 +6,8 @@ choice is a token, a whole word (google-research/bert's "whole word masking"), o
 words (Joshi et al., "SpanBERT", 2020, section 3.1).
 
 The number of tokens to choose in a row is the share times its maskable tokens, rounded up or down
-at random so that the expected share is exact.
+at random so that the expected share is exact; but at least one, so that it is more where rows have
+fewer than seven.
 
 Shapes: B rows, L sequence length, M most masked positions of a row, S most words of a span.
 """

@@ -46,10 +46,15 @@ def parse_mixture(text: str) -> tuple[Part, ...]:
                 "'data/wiki:0.7+data/books:0.3'"
             )
         parts.append(Part(corpus, float(weight)))
-    if len({part.corpus for part in parts}) < len(parts):
+    if len({_place(part.corpus) for part in parts}) < len(parts):
         raise UserError(f"corpus={text!r} names a corpus twice; add up its weights instead")
     total = sum(part.weight for part in parts)
     return tuple(Part(part.corpus, part.weight / total) for part in parts)
+
+
+def _place(corpus: str) -> str:
+    """A corpus by one name, however its directory is written."""
+    return os.path.realpath(corpus) if os.path.isdir(corpus) else corpus
 
 
 def _is_number(text: str) -> bool:

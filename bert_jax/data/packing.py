@@ -3,8 +3,9 @@
 The endless stream of sequences is cut into windows, a whole number of them an epoch, and the
 sequences of each are packed into a fixed number of rows. So what a row holds is a pure function of
 (seed, row, lengths), and any row is reached in constant time. An epoch of one window is packed
-exactly; of several, those whose sequences are longer than usual leave a few of the shortest out,
-until the next epoch makes other windows, and those whose are shorter leave a few rows empty.
+exactly, if its sequences keep their lengths; otherwise windows whose sequences are longer than
+usual leave a few of the shortest out, until the next epoch makes other windows, and those whose are
+shorter leave a few rows empty.
 
 Shapes: N sequences, R rows, L row length, Q most sequences of a row.
 """

@@ -5,8 +5,9 @@ tokens exist, that "[MASK]" in raw text is ordinary characters, that training is
 one canonical form whose hash names the vocabulary.
 
 Ids equal those of transformers' Python BertTokenizer but for characters that ``tokenizers``' tables
-do not know (punctuation and marks of Unicode 9 and later) or take for no ideograph (U+2B820 to
-U+2B91F), and for decomposed characters in cased text, which transformers composes first and
+do not know (punctuation and marks of Unicode 9 and later, and what is not assigned) or take for no
+ideograph (U+2B820 to U+2B91F), for a capital sigma that ends a word, which Python lower-cases by
+its place, and for decomposed characters in cased text, which transformers composes first and
 google-research/bert, like this, does not.
 """
 
@@ -122,7 +123,7 @@ class WordPieceTokenizer:
         Raises:
           UserError: ``size`` has no room for the special tokens, or there is no text.
         """
-        if size <= len(SPECIAL_TOKENS):
+        if size < len(SPECIAL_TOKENS) + 2:  # a character, and the same inside of words
             raise UserError(
                 f"A vocabulary of {size} tokens has no room for text next to the "
                 f"{len(SPECIAL_TOKENS)} special tokens; choose a larger --vocab_size"

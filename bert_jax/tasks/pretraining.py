@@ -129,13 +129,15 @@ class Pretraining(Task):
 
     def _steps_of_epochs(self, epochs: float) -> int:
         config = self.config
+        if not epochs > 0:
+            raise UserError(f"epochs={epochs} must be above 0, or total_steps be given")
         shares = (1 - config.second_phase.share, config.second_phase.share)
         sizes = (config.batch_size, config.second_phase.batch_size or config.batch_size)
         epochs_per_step = sum(
             share * size / stream.rows_per_epoch()
             for share, size, stream in zip(shares, sizes, self._training_streams, strict=False)
         )
-        return round(epochs / epochs_per_step)
+        return max(1, round(epochs / epochs_per_step))
 
     @property
     def _max_lengths(self) -> tuple[int, ...]:

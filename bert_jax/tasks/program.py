@@ -129,6 +129,8 @@ def check_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """
     least = {"batch_size": 1, "log_every_steps": 1, "accumulation_steps": 1}
     least |= {"evaluate_every_steps": 0, "checkpoint_every_steps": 0, "checkpoints.keep_last": 1}
+    least |= {"loader_workers": 0} if "loader_workers" in config else {}
+    least |= {"second_phase.batch_size": 0} if "second_phase" in config else {}
     for key, lowest in least.items():
         _check_least(key, functools.reduce(operator.getitem, key.split("."), config), lowest)
     for field in KERNEL_FIELDS:

@@ -193,7 +193,9 @@ def test_large_vocabularies(tmp_path):
     assert ids.tolist() == [70_005, 70_006, 70_005]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "foreign", "shard", "metadata", "sidecar"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "foreign", "shard", "half", "metadata", "sidecar"]
+)
 def test_what_is_no_whole_corpus_is_refused(corpus, tmp_path, damage):
     directory = tmp_path / "c"
     if damage == "empty":
@@ -201,6 +203,10 @@ def test_what_is_no_whole_corpus_is_refused(corpus, tmp_path, damage):
     elif damage == "foreign":
         shutil.copytree(corpus.directory, directory)
         (directory / "bert_corpus/1.0.0/metadata.json").write_text("{}")
+    elif damage == "half":
+        shutil.copytree(corpus.directory, directory)
+        for path in (directory / "bert_corpus/1.0.0").glob("*train.array*"):
+            path.write_bytes(path.read_bytes()[:40_000])
     elif damage != "missing":
         shutil.copytree(corpus.directory, directory)
         pattern = {"shard": "*train.array*", "metadata": "meta*", "sidecar": "*lengths.npy"}[damage]
@@ -210,6 +216,18 @@ def test_what_is_no_whole_corpus_is_refused(corpus, tmp_path, damage):
         open_corpus(directory)
     assert str(directory) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_records_that_are_damaged_later_are_told(corpus, monkeypatch):
+    split = corpus.split("train")
+
+    def broken(numbers):
+        raise RuntimeError("Corrupted records\nand more")
+
+    monkeypatch.setattr(split._source, "__getitems__", broken, raising=False)
+    message = r"is damaged \(RuntimeError: Corrupted records\); copy it again$"
+    with pytest.raises(UserError, match=message):
+        split.read(np.array([0]))
 
 
 def test_a_corpus_of_another_format_is_refused(corpus, tmp_path):

@@ -94,6 +94,8 @@ def test_a_directory_may_be_called_as_a_mixture_is(tmp_path):
     both = tmp_path / "wiki+books:2"
     both.mkdir()
     assert parse_mixture(str(both)) == (Part(str(both), 1.0),)
+    with pytest.raises(UserError, match="names a corpus twice"):
+        parse_mixture(f"{tmp_path}:1+{tmp_path}/:2")
 
 
 @pytest.mark.parametrize("text", ["a+b", "a:0.5+b", "a:1+a:2", "a:-1+b:2", ":1+b:1", "a:nan+b:1"])

@@ -269,7 +269,7 @@ def test_a_tokenizer_json_contradicted_by_an_option(tmp_path):
         WordPieceTokenizer.from_file(path, lowercase=False)
 
 
-@pytest.mark.parametrize(("texts", "size"), [([], 100), (["\n", " "], 100), (["text"], 5)])
+@pytest.mark.parametrize(("texts", "size"), [([], 100), (["\n", " "], 100), (["text"], 6)])
 def test_training_needs_text_and_room(texts, size):
     with pytest.raises(UserError, match=r"no text|no room"):
         WordPieceTokenizer.train(texts, size=size, lowercase=True)

@@ -10,6 +10,8 @@ from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.tasks.base import load_task
+from bert_jax.tasks.program import check_settings
+from bert_jax.training.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +232,17 @@ def test_identity_names_corpus_and_vocabulary(make_task, corpus_directory):
         ({"second_phase__share": 1.5}, "is no share"),
         ({"model__max_positions": 16}, "model.max_positions is 16"),
         ({"data__masking__unit": "wrd"}, "use one of token, word, span"),
+        ({"total_steps": 0}, "epochs=0.0 must be above 0, or total_steps be given"),
     ],
 )
 def test_wrong_settings(make_task, settings, message):
     with pytest.raises(UserError, match=message):
         make_task(**settings)
+
+
+@pytest.mark.parametrize("key", ["loader_workers", "second_phase.batch_size"])
+def test_numbers_below_nothing(key):
+    config = load_config("configs/pretrain.py:tiny")
+    override_config(config, key, "-1")
+    with pytest.raises(UserError, match=f"--config.{key}=-1 must be at least 0"):
+        check_settings(config, make_mesh(config.mesh, jax.devices()[:1]))
