@@ -29,6 +29,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,8 +41,10 @@ from typing import Any, NamedTuple
 
 from cpu_threads import use_cpu
 
+from bert_jax.command_line import run
 from bert_jax.config_file import load_config
 from bert_jax.data.tables import read_table, read_tfds_table
+from bert_jax.errors import UserError
 from bert_jax.models.config import LORA_TARGETS
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.result import RESULT, read_result
@@ -66,6 +69,11 @@ def read_rows(train: Path, validation: Path, text: str, label: str) -> tuple[Row
     """Training rows, validation rows and the number of classes."""
     tables = [read_table(path, [text, label]) for path in (train, validation)]
     names = {name: number for number, name in enumerate(sorted(set(tables[0].columns[label])))}
+    for name in tables[1].columns[label]:
+        if name not in names:
+            raise UserError(
+                f"{validation} has the label {name!r}, which {train} has not; remove it"
+            )
     rows = [
         Rows(table.columns[text], [names[name] for name in table.columns[label]])
         for table in tables
@@ -305,6 +313,8 @@ def main() -> None:
 
     def ours(contestant: str, seed: str) -> Scores:
         directory = workdir / contestant / f"seed={seed}"
+        # A run that was interrupted would go on, and its time would be of the rest alone.
+        shutil.rmtree(directory, ignore_errors=True)
         command = our_command(
             arguments, train_file, validation_file, directory, seed, our_settings[contestant]
         )
@@ -338,4 +348,4 @@ if __name__ == "__main__":
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(CLASSIFY.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    main()
+    run(main)

@@ -18,6 +18,8 @@ import numpy as np
 from cpu_threads import use_cpu
 from results import add_results_argument, keep
 
+from bert_jax.command_line import run
+
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -88,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -24,6 +24,7 @@ import numpy as np
 from results import add_results_argument, keep
 from train_step import Shape, shape
 
+from bert_jax.command_line import run
 from bert_jax.models.attention import dot_product_attention
 from bert_jax.models.config import size_shape
 from bert_jax.models.fused_attention import cudnn_attention
@@ -40,7 +41,7 @@ _CALLS, _PROGRAMS, _TURNS = 8, 3, 5
 
 
 class Contestant(NamedTuple):
-    """What is timed: a function of arrays, and the arrays."""
+    """What is timed: a function of a key for dropout and arrays, and the arrays."""
 
     name: str
     function: Callable[..., jax.Array]
@@ -134,25 +135,29 @@ def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Conte
     bias = normal(1, (3, heads, width), jnp.float32)
     parts = (*jnp.unstack(projected, axis=2), *bias)  # as the model has them for all but triton
 
-    def add_biases(attend: Callable[..., jax.Array], *parts: jax.Array) -> jax.Array:
-        return attend(
-            *(
-                (part.astype(jnp.float32) + bias).astype(part.dtype)
-                for part, bias in zip(parts[:3], parts[3:], strict=True)
-            ),
-            lengths,
-        )
+    def drop(key: jax.Array) -> dict[str, Any]:
+        return {"dropout_rate": _DROPOUT, "dropout_key": key}
 
-    drop = {"dropout_rate": _DROPOUT, "dropout_key": jax.random.key(0)}
-    xla = functools.partial(dot_product_attention, **drop)
-    yield Contestant("xla, dropout", functools.partial(add_biases, xla), parts)
+    def add_biases(parts: tuple[jax.Array, ...]) -> Iterator[jax.Array]:
+        for part, bias in zip(parts[:3], parts[3:], strict=True):
+            yield (part.astype(jnp.float32) + bias).astype(part.dtype)
+
+    def xla(key: jax.Array, *parts: jax.Array) -> jax.Array:
+        return dot_product_attention(*add_biases(parts), lengths, **drop(key))
+
+    def cudnn(key: jax.Array, *parts: jax.Array) -> jax.Array:
+        return cudnn_attention(*add_biases(parts), lengths)
+
+    def triton(drops: bool, key: jax.Array, projected: jax.Array, bias: jax.Array) -> jax.Array:
+        settings = drop(key) if drops else {}
+        interpret = not is_gpu()
+        return triton_attention(projected, bias, lengths=lengths, interpret=interpret, **settings)
+
+    yield Contestant("xla, dropout", xla, parts)
     if is_gpu():
-        yield Contestant("cudnn, no dropout", functools.partial(add_biases, cudnn_attention), parts)
-    for name, settings in ((OURS, drop), ("triton, no dropout", {})):
-        ours = functools.partial(
-            triton_attention, lengths=lengths, interpret=not is_gpu(), **settings
-        )
-        yield Contestant(name, ours, (projected, bias))
+        yield Contestant("cudnn, no dropout", cudnn, parts)
+    for name, drops in ((OURS, True), ("triton, no dropout", False)):
+        yield Contestant(name, functools.partial(triton, drops), (projected, bias))
 
 
 def norms(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant]:
@@ -160,14 +165,17 @@ def norms(shape: dict[str, int], length: int, batch: int) -> Iterator[Contestant
     width = shape["width"]
     hidden = tuple(normal(n, (batch, length, width), jnp.bfloat16) for n in range(2))
     vectors = tuple(normal(2 + n, (width,), jnp.float32) for n in range(3))
-    key = jax.random.key(0)
 
-    def xla(residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any) -> jax.Array:
+    def xla(
+        key: jax.Array, residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any
+    ) -> jax.Array:
         update = (update.astype(jnp.float32) + update_bias).astype(update.dtype)
         normed = layer_norm(residual + dropout(update, _DROPOUT, key), scale, bias, _EPSILON)
         return normed.astype(residual.dtype)
 
-    def triton(residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any) -> jax.Array:
+    def triton(
+        key: jax.Array, residual: Any, update: Any, update_bias: Any, scale: Any, bias: Any
+    ) -> jax.Array:
         return residual_norm(
             residual,
             scale,
@@ -207,11 +215,11 @@ def seconds(
 ) -> tuple[float, float]:
     """What a call takes, and what the gradients of all inputs take on top."""
 
-    def both(gradient: jax.Array, *inputs: jax.Array) -> Any:
-        outputs, differentiate = jax.vjp(function, *inputs)
+    def both(key: jax.Array, gradient: jax.Array, *inputs: jax.Array) -> Any:
+        outputs, differentiate = jax.vjp(functools.partial(function, key), *inputs)
         return outputs, differentiate(gradient)
 
-    gradient = jax.jit(function)(*inputs)
+    gradient = jax.jit(function)(jax.random.key(0), *inputs)
     forward = fastest(function, *inputs)
     return forward, fastest(both, gradient, *inputs) - forward
 
@@ -219,15 +227,18 @@ def seconds(
 def fastest(function: Callable[..., Any], *inputs: jax.Array) -> float:
     """Seconds of a call, of many one after the other, in the fastest of some turns."""
     calls, programs = (_CALLS, _PROGRAMS) if is_gpu() else (1, 1)
-    # Each call has inputs of its own, or the compiler would make one of them.
+    # Each call has inputs and a key of its own, or the compiler would make one of them.
+    keys = list(jax.random.split(jax.random.key(0), calls))
     copies = [[array.copy() for array in inputs] for _ in range(calls)]
-    many = jax.jit(lambda copies: [function(*each) for each in copies])
-    jax.block_until_ready(many(copies))
+    many = jax.jit(
+        lambda keys, copies: [function(key, *each) for key, each in zip(keys, copies, strict=True)]
+    )
+    jax.block_until_ready(many(keys, copies))
     times = []
     for _ in range(_TURNS):
         start = time.perf_counter()
         for _ in range(programs):
-            outputs = many(copies)
+            outputs = many(keys, copies)
         jax.block_until_ready(outputs)
         times.append((time.perf_counter() - start) / (calls * programs))
     return min(times)
@@ -236,8 +247,8 @@ def fastest(function: Callable[..., Any], *inputs: jax.Array) -> float:
 def copied_bytes_per_second() -> float:
     """How fast the device reads and writes memory at once."""
     source = jnp.ones((2**28 if is_gpu() else 2**20,), jnp.float32)
-    return 2 * source.nbytes / fastest(lambda array: array + 1, source)
+    return 2 * source.nbytes / fastest(lambda _, array: array + 1, source)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

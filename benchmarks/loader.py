@@ -13,6 +13,7 @@ import time
 
 from results import add_results_argument, keep
 
+from bert_jax.command_line import run
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.examples import ExampleStream
 from bert_jax.data.masking import MaskingOptions, Unit
@@ -84,4 +85,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

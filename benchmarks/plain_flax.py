@@ -29,6 +29,7 @@ class Layer(nn.Module):
             num_heads=config.heads,
             dtype=dtype,
             dropout_rate=config.attention_dropout,
+            broadcast_dropout=False,  # each probability by itself, as the others do
             deterministic=False,
         )(hidden_BLD, mask=mask_B1LL)
         attended_BLD = nn.Dropout(config.hidden_dropout, deterministic=False)(attended_BLD)

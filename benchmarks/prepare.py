@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 from results import add_results_argument, keep
 
+from bert_jax.command_line import run
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documents import Tally
 from bert_jax.data.text_files import TextFiles
@@ -84,13 +85,13 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict:
             options += ["--beam_runner", arguments.beam_runner]
         if vocabulary is None:
             options += ["--vocab_size", str(_VOCABULARY_SIZE)]
-            run(options)
+            prepare(options)
             result["vocabulary_seconds"] = open_corpus(corpus).metadata["seconds"]["vocabulary"]
             result["vocabulary_megabytes"] = size / 1e6
             vocabulary = str(corpus)
             options[options.index(str(corpus))] = str(scratch / f"again-{part}")
             corpus = scratch / f"again-{part}"
-        seconds, cpu_seconds, peak_bytes = run([*options, "--vocabulary", vocabulary])
+        seconds, cpu_seconds, peak_bytes = prepare([*options, "--vocabulary", vocabulary])
         counts = open_corpus(corpus).counts
         result["runs"].append(
             {
@@ -133,7 +134,7 @@ def write_texts(source: Path, scratch: Path, files: int) -> dict[str, int]:
     return sizes
 
 
-def run(options: list[str]) -> tuple[float, float, int]:
+def prepare(options: list[str]) -> tuple[float, float, int]:
     """Prepares a corpus in a process of its own: (seconds, CPU seconds, peak bytes)."""
     start, cpu_start = time.perf_counter(), _cpu_seconds_of_children()
     process = subprocess.Popen(
@@ -201,4 +202,4 @@ def print_cost(result: dict, gigabytes: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.environment import environment, processor
 
@@ -39,8 +40,13 @@ def _machine() -> dict[str, str]:
 def _results_file(name: str) -> Path:
     """A path, refused before anything is measured if it is another machine's."""
     path = Path(name)
-    if path.exists() and (other := json.loads(path.read_text())["machine"]) != _machine():
-        raise argparse.ArgumentTypeError(f"{path} is of another machine: {other}")
+    if path.exists():
+        try:
+            other = json.loads(path.read_text())["machine"]
+        except (ValueError, KeyError, TypeError):
+            raise argparse.ArgumentTypeError(f"{path} is no file of results") from None
+        if other != _machine():
+            raise argparse.ArgumentTypeError(f"{path} is of another machine: {other}")
     return path
 
 
@@ -61,6 +67,9 @@ def keep(
       numbers: all that was measured: plain JSON.
       versions: of the packages of others that took part.
       others: arguments that asked for something else too, which this would have been without.
+
+    Raises:
+      UserError: the file has results of another accelerator.
     """
     if path is None:
         return
@@ -70,6 +79,12 @@ def keep(
     if path.exists():
         content = json.loads(path.read_text())
     command = _command([each for each in sys.argv if each not in others])
+    device = environment()["device"]
+    devices = {result["environment"]["device"] for result in content["results"]} - {"cpu"}
+    if device != "cpu" and devices - {device}:
+        raise UserError(
+            f"{path} is of {', '.join(devices)}, and this of {device}; name another file"
+        )
     kept = [
         result
         for result in content["results"]

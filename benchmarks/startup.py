@@ -24,6 +24,7 @@ from pathlib import Path
 from cpu_threads import use_cpu
 from results import add_results_argument, keep
 
+from bert_jax.command_line import run
 from bert_jax.config_file import load_config
 from bert_jax.training.preemption import EXIT_PREEMPTED
 
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --device gpu base:512:64,attention=cudnn,attention_dropout=0
 
 A shape is SIZE:LENGTH:BATCH and any keys of the recipe's `model`, for ours, or of the recipe, with
-their dots; what is dropped is the same for all. Several shapes are measured one after the other.
+their dots; rates of dropout are the same for all. Several shapes are measured one after the other.
 
 One step is forward, backward, clipping and AdamW update with dropout on; in float32 on the CPU, in
 bfloat16 (torch's autocast) on a GPU, or in the shape's `compute_dtype`. Ours is the step that
@@ -36,6 +36,9 @@ import numpy as np
 from cpu_threads import use_cpu
 from results import add_results_argument, keep
 
+from bert_jax.command_line import run
+
+PEERS = ("flax", "eager", "compiled", "masked-eager", "masked-compiled")
 VOCABULARY_SIZE = 30522
 PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
 PLAIN = "flax.linen, plain"
@@ -63,6 +66,16 @@ def shape(text: str) -> Shape:
     return Shape(
         text, size, int(length), int(batch_size), dict(each.split("=") for each in settings)
     )
+
+
+def peers(text: str) -> tuple[str, ...]:
+    """Reads names of peers with commas between, or `none`."""
+    names = () if text == "none" else tuple(name.strip() for name in text.split(","))
+    if unknown := set(names) - set(PEERS):
+        raise argparse.ArgumentTypeError(
+            f"no peer {', '.join(sorted(unknown))}; give some of {', '.join(PEERS)}, or none"
+        )
+    return names
 
 
 def compiler_option(text: str) -> tuple[str, Any]:
@@ -361,7 +374,8 @@ def main() -> None:
     parser.add_argument("--corpus", default="docs", help="a prepared corpus")
     parser.add_argument(
         "--peers",
-        default="flax,eager,compiled,masked-eager,masked-compiled",
+        type=peers,
+        default=PEERS,
         help="flax, and transformers eager, compiled, masked-eager, masked-compiled; or none",
     )
     parser.add_argument("--threads", type=int, default=2, help="on the CPU")
@@ -379,23 +393,26 @@ def main() -> None:
     add_results_argument(parser)
     arguments = parser.parse_args()
     arguments.shapes = arguments.shapes or [shape("mini:128:32")]
-    arguments.peers = arguments.peers.split(",")
 
     if arguments.device == "cpu":
         use_cpu(arguments.threads)
     versions = {}
-    if set(arguments.peers) - {"flax", "none"}:
+    if set(arguments.peers) - {"flax"}:
         import torch
         import transformers
 
+        if arguments.device == "gpu" and not torch.cuda.is_available():
+            parser.error("--device gpu: PyTorch finds none; install one for CUDA, or --peers none")
         torch.set_num_threads(arguments.threads)
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
 
     import jax
 
+    if arguments.device == "gpu" and jax.default_backend() != "gpu":
+        parser.error("--device gpu: JAX finds none; pip install -e '.[cuda]'")
     for measured in arguments.shapes:
         task = pretraining_task(arguments, measured)
-        if task.config.data.sequences_per_row > 1 and arguments.peers != ["none"]:
+        if task.config.data.sequences_per_row > 1 and arguments.peers:
             parser.error("the peers cannot read rows that sequences share; give --peers none")
         warm_up = [
             task.training_batch(number, slice(0, task.config.batch_size)) for number in range(2)
@@ -426,4 +443,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,7 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+from benchmarks import results
 from benchmarks.results import DIRECTORY, add_results_argument, keep, table
+from bert_jax.errors import UserError
 
 
 @pytest.fixture
@@ -28,14 +30,14 @@ def test_the_same_command_replaces_what_it_found_before(run, tmp_path):
     run("2 s", "--size", "mini")
     run("5 s", "--size", "base")
     path = run("1 s", "--size", "mini")
-    results = json.loads(path.read_text())["results"]
+    found = json.loads(path.read_text())["results"]
     commands = [
         "python benchmarks/speed.py --size base",
         "python benchmarks/speed.py --size mini",
     ]
-    assert [result["command"] for result in results] == commands
-    assert [result["figure"] for result in results] == ["5 s", "1 s"]
-    assert results[0]["environment"]["torch"] == "2"
+    assert [result["command"] for result in found] == commands
+    assert [result["figure"] for result in found] == ["5 s", "1 s"]
+    assert found[0]["environment"]["torch"] == "2"
     lines = table([path])
     assert len(lines) == 4
     assert lines[3].startswith("| a step | 1 s | ") and lines[3].endswith(f"`{commands[1]}` |")
@@ -46,8 +48,8 @@ def test_what_one_command_measured_is_kept_as_if_it_had_been_asked_for_alone(tmp
     monkeypatch.setattr(sys, "argv", ["speed.py", "a:1,key=2", "b:2", "--results", str(path)])
     keep(path, "a step of a", "1 s", {}, {}, {"b:2"})
     keep(path, "a step of b", "2 s", {}, {}, {"a:1,key=2"})
-    results = json.loads(path.read_text())["results"]
-    assert [(result["what"], result["command"]) for result in results] == [
+    found = json.loads(path.read_text())["results"]
+    assert [(result["what"], result["command"]) for result in found] == [
         ("a step of a", "python benchmarks/speed.py a:1,key=2"),
         ("a step of b", "python benchmarks/speed.py b:2"),
     ]
@@ -71,6 +73,18 @@ def test_results_of_another_machine_are_refused_before_anything_is_measured(run,
     with pytest.raises(SystemExit):
         parser.parse_args(["--results", str(path)])
     assert "is of another machine" in capsys.readouterr().err
+
+
+def test_results_of_another_accelerator_are_refused(run, monkeypatch):
+    path = run("1 s")
+    content = json.loads(path.read_text())
+    content["results"][0]["environment"]["device"] = "NVIDIA H100"
+    path.write_text(json.dumps(content))
+    run("2 s", "--on", "cpu")  # the same host may measure its own processor
+    ours = results.environment() | {"device": "NVIDIA H200"}
+    monkeypatch.setattr(results, "environment", lambda: ours)
+    with pytest.raises(UserError, match="is of NVIDIA H100, and this of NVIDIA H200; name another"):
+        run("1 s")
 
 
 def test_without_a_file_nothing_is_kept():

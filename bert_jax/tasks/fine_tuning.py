@@ -236,7 +236,8 @@ class FineTuning(Task):
         attended = self.packing.attended_length if self.packing else length
         own = self.packing.mean_length if self.packing else length
         read_share = 1 / own if self.description.reads_first_position_only else 1.0
-        return train_flops_per_token(self.encoder, attended, 0.0, read_share)
+        trains = self.encoder.is_adapted or not self.config.freeze.encoder
+        return train_flops_per_token(self.encoder, attended, 0.0, read_share, trains_encoder=trains)
 
     # --- what a checkpoint holds ---
 
