@@ -71,6 +71,7 @@ class Tagging(FineTuning):
         # Sentences alike stand together, so that none is both learnt and validated on.
         sentences = read_examples(data, split, read, lambda sentence: sentence.words)
         if split == "train":
+            sentences = [sentence for sentence in sentences if sentence.words]
             self.labels = label_names(sentences)
             if self.labels == (OUTSIDE,):
                 raise UserError(

@@ -52,10 +52,11 @@ def test_squad(data_dir):
 
 def test_conll2003(data_dir):
     sentences = read_tfds_sentences("conll2003", "dev", data_dir=data_dir)
-    expected = [Sentence(("Ann", "ran"), ("B-PER", "O")), Sentence(("Bö",), ("B-LOC",))]
+    named = [Sentence(("Ann", "ran"), ("B-PER", "O")), Sentence(("Bö",), ("B-LOC",))]
+    expected = [Sentence((), ()), *named]
     assert sorted(sentences, key=lambda sentence: sentence.words) == expected
     chunks = read_tfds_sentences("conll2003", "test", tags="chunks", data_dir=data_dir)
-    assert sorted(sentence.tags for sentence in chunks) == [("B-NP",), ("B-NP", "B-VP")]
+    assert sorted(sentence.tags for sentence in chunks) == [(), ("B-NP",), ("B-NP", "B-VP")]
     with pytest.raises(UserError, match=r"conll2003, dev has 'NNP', which is no entity tag"):
         read_tfds_sentences("conll2003", "dev", tags="pos", data_dir=data_dir)
 

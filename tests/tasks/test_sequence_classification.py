@@ -323,3 +323,8 @@ def test_packing_shortens_the_epoch(make_task):
     packed = make_task(data__sequences_per_row=6)
     rows = packed.config.total_steps * packed.config.batch_size
     assert rows < 3 * 60 / 1.5
+
+
+def test_what_adapts_an_encoder_leaves_it_as_it_is(make_task):
+    with pytest.raises(UserError, match="reinitialise_layers=1 changes the encoder that LoRA"):
+        make_task(model__lora_rank=2, reinitialise_layers=1)
