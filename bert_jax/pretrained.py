@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from bert_jax.data.text_rows import make_text_rows
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.formats.hugging_face import is_model_directory, read_model, read_tokenizer
+from bert_jax.formats.hugging_face import is_model_directory, read_model
+from bert_jax.formats.hugging_face_tokenizer import read_tokenizer
 from bert_jax.formats.sentence_transformers import read_layout
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ASSET, ModelDescription, Pooling
