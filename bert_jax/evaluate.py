@@ -88,7 +88,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--step", default="latest", metavar="WHICH", help="latest (default), best, or a step"
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="default: that of the run")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="default: as the run evaluates")
     parser.add_argument(
         "--examples",
         type=int,

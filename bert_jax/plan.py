@@ -4,7 +4,7 @@
         --topology v5e:16x16 --config.mesh.data=16 --config.mesh.fsdp=16 --config.batch_size=4096
 
 compiles the very step that ``bert_jax.train`` would run, with the TPU's own compiler (``pip install
-'bert_jax[tpu]'``, on any Linux machine), and says what it takes. Without ``--topology`` it does so
+-e '.[tpu]'``, on any Linux machine), and says what it takes. Without ``--topology`` it does so
 for the devices of this machine. Memory and collectives are the compiler's; FLOPs are counted by
 formula; times follow from them and the MFU that is asked for. Nothing is run.
 

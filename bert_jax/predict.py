@@ -6,7 +6,8 @@
     python -m bert_jax.predict embed --checkpoint runs/sentences --input lines.txt --output it.npy
 
 Texts are arguments, a file's, or lines of standard input where there are none. A file of any size
-is answered in the memory of a small one, in its order.
+is answered in the memory of a small one, in its order; of ``similar`` that holds for the texts that
+are searched, not for the queries.
 """
 
 import argparse

@@ -84,7 +84,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bert_jax.prepare",
         description="Turns text into a corpus: a TFDS data set of WordPiece ids in chunks of "
         "sentences, with the vocabulary, split into training and validation.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--input",
@@ -107,21 +106,23 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=defaults.new_words,
         metavar="WORDS",
-        help="add the text's most frequent words to it that it has in pieces only, at most so many",
+        help="add the text's most frequent words to it that it has in "
+        "pieces only, at most so many (default: %(default)s)",
     )
     parser.add_argument(
         "--vocab_size",
         type=int,
         default=defaults.vocabulary_size,
         metavar="TOKENS",
-        help="size of the vocabulary that is trained",
+        help="size of the vocabulary that is trained (default: %(default)s)",
     )
     parser.add_argument(
         "--vocabulary_megabytes",
         type=float,
         default=defaults.vocabulary_megabytes,
         metavar="MB",
-        help="how much text it is trained on or extended from at most, drawn evenly from all",
+        help="how much text it is trained on or extended from at most, "
+        "drawn evenly from all (default: %(default)s)",
     )
     case = parser.add_mutually_exclusive_group()
     case.add_argument(
@@ -142,13 +143,15 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=defaults.max_length,
         metavar="TOKENS",
-        help="longest row to train on, with special tokens; shorter ones can be read from it too",
+        help="longest row to train on, with special tokens; shorter ones "
+        "can be read from it too (default: %(default)s)",
     )
     parser.add_argument(
         "--documents",
         choices=("file", "blank_line"),
         default=defaults.document_unit,
-        help="what one document is in text files: the file, or what stands between blank lines",
+        help="what one document is in text files: the file, or what "
+        "stands between blank lines (default: %(default)s)",
     )
     parser.add_argument(
         "--text_field",
@@ -160,19 +163,20 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.validation_share,
         metavar="SHARE",
-        help="share of the documents in the validation split",
+        help="share of the documents in the validation split (default: %(default)s)",
     )
     parser.add_argument(
         "--bad_input",
         choices=("stop", "skip"),
         default=defaults.bad_input,
-        help="stop at text that is not UTF-8 or not JSON, or leave the line out and count it",
+        help="stop at text that is not UTF-8 or not JSON, or leave the "
+        "line out and count it (default: %(default)s)",
     )
     parser.add_argument(
         "--language",
         default=defaults.language,
         metavar="CODE",
-        help="ISO code of the language, for splitting sentences",
+        help="ISO code of the language, for splitting sentences (default: %(default)s)",
     )
     parser.add_argument(
         "--wrapped_lines",
@@ -183,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tfds_split",
         default=defaults.tfds_split,
         metavar="SPLIT",
-        help="which split of tfds:NAME",
+        help="which split of tfds:NAME (default: %(default)s)",
     )
     parser.add_argument("--data_dir", metavar="DIR", help="where TFDS keeps its data")
     parser.add_argument(
@@ -191,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=defaults.workers,
         metavar="PROCESSES",
-        help="processes that work; the corpus does not depend on it",
+        help="processes that work; the corpus does not depend on it (default: %(default)s)",
     )
     parser.add_argument(
         "--beam_runner",

@@ -67,7 +67,7 @@ def store_errors(path: str | os.PathLike[str]) -> Iterator[None]:
             raise
         raise UserError(
             f"{path} is in an object store whose library is not installed "
-            f"({first_line(error)}); for gs:// pip install 'bert_jax[gcs]'"
+            f"({first_line(error)}); for gs:// pip install -e '.[gcs]'"
         ) from None
     # Network, credentials and permissions fail as many types, most of them the libraries' own.
     except Exception as error:

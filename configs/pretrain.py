@@ -7,7 +7,7 @@ mini, small, medium, base, large, or a miniature by its numbers, such as ``L6_H5
 a directory that ``python -m bert_jax.prepare`` made, a mixture such as
 ``data/wiki:0.7+data/books:0.3``, or ``docs``, the documentation that is on every machine.
 
-Cost: the step of ``mini`` at length 128 and batch 32 takes about 1.4 seconds on two cores of an AMD
+Cost: the step of ``mini`` at length 128 and batch 32 takes about 1.2 seconds on two cores of an AMD
 EPYC (``benchmarks/train_step.py``); what fits on an accelerator is in the README. What to expect of
 a full run (a million steps of batch 256) is Devlin et al.'s result; it has not been repeated here
 yet. For a measured result in minutes, see ``demo.py``.
@@ -32,7 +32,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
     config.total_steps = 1_000_000
     config.batch_size = 256  # global: all devices together
     config.accumulation_steps = 1  # microbatches per update; divides the batch of a device
-    config.init_from = ""  # a workdir whose parameters to start from
+    config.init_from = ""  # a workdir or a Hugging Face directory to start from
     config.corpus = "docs"
 
     config.log_every_steps = 100

@@ -4,7 +4,8 @@
         --config.init_from=runs/base --config.data.train=pairs.tsv \
         --config.data.text=first --config.data.second_text=second --config.data.label=score
 
-Files are as in ``classify.py``. Cost and result: see the README's table of fine-tuning.
+Files are as in ``classify.py``. For a cost and a result see STS-B in the README's table of
+fine-tuning, which is ``glue.py:stsb``.
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ Exact match and F1 are those of the official scripts, in percent. With ``v2``, "
 where it beats the best span by more than ``answers.no_answer_threshold``. An evaluation also gives
 the threshold that would have been best, and the F1 with it: ``best_f1_threshold``, ``best_f1``.
 
-Cost and result: see the README's table of fine-tuning.
+The result on all of SQuAD has not been measured.
 """
 
 from pathlib import Path

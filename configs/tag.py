@@ -1,4 +1,4 @@
-"""Fine-tunes a tagger of words, such as named entities, on your own files or a TFDS data set.
+"""Fine-tunes a tagger of entities, such as names, on your own files or a TFDS data set.
 
     python -m bert_jax.train --config configs/tag.py --workdir runs/entities \
         --config.init_from=runs/base --config.data.train=train.conll \

@@ -56,7 +56,7 @@ def test_a_vocabulary_size_is_of_pretraining_only():
 
 def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'bert_jax\[tpu\]' brings it"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]' brings it"):
         main([*PRETRAIN, "--topology", "v5e:2x2"])
 
 

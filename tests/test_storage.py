@@ -118,10 +118,10 @@ def test_a_store_without_its_library(store, monkeypatch):
 
     monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", missing)
     for output, inputs in (("gs://corpora/mine", "a.txt"), ("corpus", "gs://texts/one")):
-        with pytest.raises(UserError, match=r"pip install 'bert_jax\[gcs\]'"):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[gcs\]'"):
             prepare_corpus([inputs], output, PrepareOptions())
     for read in (load, functools.partial(evaluate_checkpoint, which="latest")):
-        with pytest.raises(UserError, match=r"pip install 'bert_jax\[gcs\]'"):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[gcs\]'"):
             read("gs://runs/base")
 
 

@@ -42,7 +42,7 @@ class BeamRun:
         except ImportError:
             raise UserError(
                 "--beam_runner needs the package apache-beam; install it with pip install "
-                "'bert_jax[beam]'"
+                "-e '.[beam]'"
             ) from None
         finally:
             logging.disable(logging.NOTSET)

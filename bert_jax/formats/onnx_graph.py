@@ -24,7 +24,7 @@ try:
     import onnx
 except ModuleNotFoundError as error:
     raise UserError(
-        "writing ONNX needs the package onnx; install it with pip install 'bert_jax[onnx]'"
+        "writing ONNX needs the package onnx; install it with pip install -e '.[onnx]'"
     ) from error
 
 # The oldest with LayerNormalization, and the file format of its time: old runtimes read both.

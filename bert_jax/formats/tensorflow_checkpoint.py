@@ -79,7 +79,7 @@ def _import_tensorflow() -> Any:
     except ModuleNotFoundError:
         raise UserError(
             "reading a TensorFlow checkpoint needs TensorFlow; "
-            "install it with pip install 'bert_jax[tensorflow]'"
+            "install it with pip install -e '.[tensorflow]'"
         ) from None
     # It would otherwise take all of the memory that JAX computes in.
     tensorflow.config.set_visible_devices([], "GPU")

@@ -1,4 +1,4 @@
-"""The scalars of a run: ``metrics.jsonl``, one line a step, and the same in TensorBoard.
+"""The scalars of a run: ``metrics.jsonl``, one line a logged step, and the same in TensorBoard.
 
 ``metrics.jsonl`` is the source of truth::
 

@@ -72,7 +72,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "--topology needs the compiler for TPUs, which is not installed; "
-            "pip install 'bert_jax[tpu]' brings it (libtpu)"
+            "pip install -e '.[tpu]' brings it (libtpu)"
         )
     jax.config.update("jax_platforms", "cpu")
     # A program for chips that are not here cannot be loaded from the cache.

@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_ends_the_preparation():
 def test_beam_without_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     options = dataclasses.replace(OPTIONS, beam_runner="DirectRunner")
-    with pytest.raises(UserError, match=r"install it with pip install 'bert_jax\[beam\]'"):
+    with pytest.raises(UserError, match=r"install it with pip install -e '\.\[beam\]'"):
         prepare_corpus(["docs"], tmp_path / "c", options)
 
 

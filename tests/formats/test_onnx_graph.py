@@ -89,6 +89,6 @@ def test_the_package_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     models.write_model(tmp_path / "theirs", CASES["encoder"])
     monkeypatch.delitem(sys.modules, "bert_jax.formats.onnx_graph", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"pip install 'bert_jax\[onnx\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[onnx\]'"):
         main(["to-onnx", str(tmp_path / "theirs"), str(tmp_path / "onnx")])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

@@ -114,6 +114,6 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_tensorflow_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, _ = write_checkpoint(tmp_path / "google", "pretraining")
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(UserError, match=r"pip install 'bert_jax\[tensorflow\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tensorflow\]'"):
         main(["from-tf", str(checkpoint), str(tmp_path / "work")])
     assert not (tmp_path / "work").exists()
