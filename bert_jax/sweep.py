@@ -117,7 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                             _delete_checkpoints(workdir / _directory(point.settings, seed))
         record.conclude(points, seeds)
     print("\n".join(table(points)))
-    print(f"best: {workdir / _name(best_of(points).settings)}")
+    best = best_of(points).settings
+    print(f"best: {workdir / _name(best)}")
+    for seed in seeds:
+        if not (workdir / _directory(best, seed) / DIRECTORY).exists():
+            print(
+                f"note: {workdir / _directory(best, seed)} has no checkpoint any more, because "
+                "other settings were the best before; its scores remain"
+            )
     return 0
 
 
@@ -208,11 +215,18 @@ class _Record:
         self._path = workdir / SWEEP
         self._content: dict[str, Any] = {"runs": {}}
         if self._path.exists():
-            self._content = json.loads(self._path.read_text(encoding="utf-8"))
-        runs = self._content["runs"]
-        self.results = {
-            name: Result(**run["result"]) for name, run in runs.items() if run["result"]
-        }
+            try:
+                self._content = json.loads(self._path.read_text(encoding="utf-8"))
+                self.results = self._results()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(
+                    f"{self._path} is damaged; restore it, or give another --workdir"
+                ) from None
+        self.results = self._results()
+
+    def _results(self) -> dict[str, Result]:
+        runs = self._content["runs"].items()
+        return {name: Result(**run["result"]) for name, run in runs if run["result"]}
 
     def check(self, directory: str, config: Mapping[str, Any]) -> None:
         """Refuses a run that was begun with another config.

@@ -10,7 +10,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -35,7 +34,7 @@ from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.compiled_programs import keep_compiled_programs
 from bert_jax.training.continuation import changes, check_resumable
 from bert_jax.training.early_stopping import EarlyStopping
-from bert_jax.training.environment import environment
+from bert_jax.training.environment import environment, versions
 from bert_jax.training.evaluation import Evaluation, evaluate
 from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.training.metrics import Sums
@@ -95,6 +94,9 @@ def _train(
     preemption: Preemption,
     mesh: jax.sharding.Mesh,
 ) -> int:
+    surroundings = environment()
+    check_agreement(versions(surroundings), "versions", "the same packages")
+    check_agreement(config.to_dict(), "settings", "the same command")
     with contextlib.ExitStack() as stack:
         # --- What to train, and from where. ---
         checkpoints = stack.enter_context(
@@ -119,7 +121,7 @@ def _train(
             config=config.to_dict(),
             identity=task.identity(),
             assets=task.assets(),
-            environment=environment(),
+            environment=surroundings,
             notes=[],
         )
 
@@ -143,7 +145,7 @@ def _train(
             notes = ["; ".join([f"going on from step {resumed_at:,}", *changed])]
         step = saved = resumed_at or 0
 
-        check_agreement(record.identity, "data")
+        check_agreement([resumed_at, *task.data_fingerprints()], "data", "the same files")
 
         # --- Print the plan. ---
         if is_first():
@@ -172,7 +174,7 @@ def _train(
         patience = EarlyStopping(
             config.get("early_stopping_evaluations", 0),
             task.higher_is_better,
-            _past_scores(workdir.files, task) if resumed_at else (),
+            _scores(log.kept, task),
         )
         compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
 
@@ -289,11 +291,12 @@ def _start(previous: RunRecord | None, origin: Pretrained | None) -> Start:
     return Start() if origin is None else Start(origin.assets, params=origin.params)
 
 
-def _past_scores(workdir: Path, task: Task) -> list[tuple[int, float]]:
+def _scores(records: Sequence[Mapping[str, float]], task: Task) -> list[tuple[int, float]]:
+    """The phase and the score of each evaluation that was logged."""
     name = f"validation/{task.selection}"
     return [
         (task.phases.index(task.phase_at(int(record["step"]))), record[name])
-        for record in read_metrics(workdir / METRICS)
+        for record in records
         if name in record
     ]
 

@@ -167,17 +167,27 @@ def start_program(
 def start_processes(
     start_program: Callable[..., Any],
 ) -> Iterator[Callable[..., list[Any]]]:
-    """Starts a training run in several processes: (processes, devices of each, *arguments)."""
+    """Starts a training run in several processes: (processes, devices of each, *arguments).
+
+    ``own`` are more arguments of each process.
+    """
     started: list[Any] = []
 
-    def start(processes: int, devices: int, *arguments: str, **keywords: object):
+    def start(
+        processes: int,
+        devices: int,
+        *arguments: str,
+        own: Sequence[Sequence[str]] = (),
+        **keywords: object,
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
         group = ("--coordinator", coordinator, "--processes", str(processes))
         for number in range(processes):
             place = (*group, "--process", str(number), "--heartbeat_timeout=10")
-            command = ("train", *arguments, *(place if processes > 1 else ()))
+            apart = own[number] if own else ()
+            command = ("train", *arguments, *apart, *(place if processes > 1 else ()))
             started.append(start_program(*command, devices=devices, **keywords))
         return started[-processes:]
 

@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 from interruption import kill_at
@@ -111,6 +112,24 @@ def test_a_signal_to_one_stops_all_and_a_death_ends_all(tmp_path, start_processe
     said = end([first, second, fourth])
     assert all(process.returncode not in (0, None) for process in (first, second, fourth))
     assert "Where another one failed first" in "".join(said)
+
+
+@pytest.mark.parametrize("differ", ["settings", "directories"])
+def test_processes_that_differ_are_refused(tmp_path, start_processes, differ):
+    toy = ("--config", "tests/toy_task.py", "--config.total_steps=3")
+    shared = ("--workdir", str(tmp_path / "run"))
+    match differ:
+        case "settings":
+            own = [(), ("--config.optimizer.learning_rate=0.3",)]
+            message = "processes 1 have other settings than process 0; give every host the same"
+        case "directories":
+            shared, own = (), [("--workdir", str(tmp_path / name)) for name in "ab"]
+            for _, directory in own:
+                Path(directory).mkdir()
+            message = "is not there, or another one, on the hosts of processes 1; give a --workdir"
+    said = end(processes := start_processes(2, 1, *toy, *shared, own=own))
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert all(message in each for each in said), said
 
 
 def test_who_does_not_come_is_told(tmp_path, start_processes, run_program):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -88,6 +89,21 @@ def test_only_the_best_checkpoints_are_kept(fake_runs, tmp_path):
     kept = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("checkpoints"))
     assert kept == ["learning_rate=0.3/seed=0", "learning_rate=0.3/seed=1"]
     assert len(list(tmp_path.rglob(RESULT))) == 6
+
+
+def test_a_best_run_without_its_checkpoint_is_told(fake_runs, tmp_path, capsys):
+    command = arguments(tmp_path, *RATES, "--seeds", "0,1", "--keep", "best")
+    assert sweep.main(command) == 0
+    assert "has no checkpoint" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "learning_rate=0.3" / "seed=0" / "checkpoints")
+    assert sweep.main(command) == 0
+    assert "seed=0 has no checkpoint any more, because" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_told(fake_runs, tmp_path):
+    (tmp_path / "sweep.json").write_text('{"runs"')
+    with pytest.raises(UserError, match=r"sweep\.json is damaged; restore it"):
+        sweep.main(arguments(tmp_path, "--seeds", "0,1"))
 
 
 def test_without_a_grid_seeds_are_compared(fake_runs, tmp_path, capsys):

@@ -247,6 +247,10 @@ class FineTuning(Task):
             return dict(self._start.identity)
         return {"data": _fingerprint(self._training), "vocabulary": self.tokenizer.hash}
 
+    def data_fingerprints(self) -> list[Any]:
+        """With that of the validation rows, which another run may have others of."""
+        return [*super().data_fingerprints(), _fingerprint(self._validation)]
+
     def assets(self) -> dict[str, str]:
         """The vocabulary, the model's description, and of an adapted encoder which one it was."""
         adapted = {_BASE_FINGERPRINT: self._base_fingerprint} if self._base_fingerprint else {}

@@ -96,8 +96,8 @@ class Checkpoints:
         )
         self._scores_file = home / SCORES
         self._scores = self._read_scores()
-        if not read_only:
-            self.prune()
+        # Only who has saved deletes: a command that is refused leaves everything as it was.
+        self._has_saved = False
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -206,6 +206,7 @@ class Checkpoints:
         if state.optimizer_state is not None:
             items["optimizer"] = ocp.args.StandardSave(state.optimizer_state)
         self._manager.save(record.step, args=ocp.args.Composite(**items))
+        self._has_saved = True
 
     def prune(self, keep_last: int | None = None) -> None:
         """Deletes all but the last few and the best."""
@@ -272,11 +273,11 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the save under way, then deletes what is not to be kept."""
+        """Waits for the save under way, and after a save deletes what is not to be kept."""
         with self._explain_full_disk():
             try:
                 self._manager.wait_until_finished()
-                if not self._read_only:
+                if self._has_saved:
                     self.prune()
             finally:
                 self._manager.close()

@@ -34,6 +34,11 @@ def environment() -> dict[str, str]:
     return described if commit is None else described | {"commit": commit}
 
 
+def versions(described: Mapping[str, str]) -> dict[str, str]:
+    """Of what ``environment`` returned, the versions that all processes of a run must share."""
+    return {package: described[package] for package in _PACKAGES}
+
+
 def describe_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Tells in words how two environments differ, as when a run goes on somewhere else.
 

@@ -78,6 +78,7 @@ class MetricsLog:
         kept: list[Record] = []
         if resume_step and self.path.exists():
             kept = [record for record in read_metrics(self.path) if record["step"] <= resume_step]
+        self.kept: tuple[Record, ...] = tuple(map(dict, kept))
         self._latest: dict[str, Record] = {}
         for record in kept:
             self._remember(record)

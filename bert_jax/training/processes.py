@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,9 @@ from bert_jax.storage import as_path, is_remote, store_errors
 from bert_jax.training.preemption import Preemption
 from bert_jax.training.process_group import ProcessGroup
 from bert_jax.training.workdir import Workdir, claim_workdir
+
+# How often a host looks for what another wrote: a file system over a network may show it late.
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 25, 0.2
 
 
 def join(group: ProcessGroup) -> None:
@@ -119,15 +123,33 @@ def claim_shared_workdir(workdir: str) -> Iterator[Workdir]:
                         remote.publish()
         return
     with claim_workdir(workdir) if is_first() else contextlib.nullcontext(as_path(workdir)) as path:
-        wait_for_all("the working directory is claimed")
-        is_there = path.is_dir()
-        wait_for_all("the working directory was looked for")  # the first may remove it again
-        if not is_there:
+        if apart := _processes_apart(path):
             raise UserError(
-                f"{workdir} is not there on the host of process {jax.process_index()}; give a "
-                "--workdir on a file system that all hosts share, or in an object store"
+                f"{workdir} is not there, or another one, on the hosts of processes "
+                f"{', '.join(map(str, apart))}; give a --workdir on a file system that all hosts "
+                "share, or in an object store"
             )
         yield Workdir(path)
+
+
+def _processes_apart(directory: Path) -> list[int]:
+    """The processes that have another directory of this name than the first, or none."""
+    if jax.process_count() == 1:
+        return []
+    name = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(16), np.uint8))
+    marker = directory / f".shared-{name.tobytes().hex()}"
+    if is_first():
+        marker.touch()
+    wait_for_all("the working directory is claimed and marked")
+    is_there = False
+    for _ in range(_LOOKS):
+        if is_there := marker.exists():
+            break
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    everywhere = multihost_utils.process_allgather(np.array(is_there))
+    if is_first():
+        marker.unlink()
+    return [int(process) for process in np.flatnonzero(~everywhere)]
 
 
 @contextlib.contextmanager
@@ -147,12 +169,13 @@ def tell_process_of_fault() -> Iterator[None]:
         raise
 
 
-def check_agreement(facts: Any, what: str) -> None:
+def check_agreement(facts: Any, what: str, remedy: str) -> None:
     """Makes sure that all processes start from the same.
 
     Args:
       facts: plain JSON.
       what: the plural noun that names them.
+      remedy: what to give every host.
 
     Raises:
       UserError: they differ from those of process 0.
@@ -165,7 +188,7 @@ def check_agreement(facts: Any, what: str) -> None:
     if different:
         raise UserError(
             f"processes {', '.join(map(str, different))} have other {what} than process 0; give "
-            "every host the same files and the same versions of the packages"
+            f"every host {remedy}"
         )
 
 

@@ -328,3 +328,10 @@ def test_packing_shortens_the_epoch(make_task):
 def test_what_adapts_an_encoder_leaves_it_as_it_is(make_task):
     with pytest.raises(UserError, match="reinitialise_layers=1 changes the encoder that LoRA"):
         make_task(model__lora_rank=2, reinitialise_layers=1)
+
+
+def test_processes_must_have_the_same_validation_rows(make_task, files):
+    task, other = make_task(), make_task(data__validation=files / "more.jsonl")
+    assert task.identity() == other.identity()  # a run may go on with others
+    assert task.data_fingerprints() == make_task().data_fingerprints()
+    assert task.data_fingerprints() != other.data_fingerprints()

@@ -44,6 +44,18 @@ def test_the_last_few_and_the_best_are_kept(tmp_path):
     assert float(restored.optimizer_state["count"]) == 5
 
 
+def test_who_saves_nothing_deletes_nothing(tmp_path):
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        save_all(checkpoints, {1: 1.0, 2: 2.0, 3: 3.0})
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+        save_all(checkpoints, {4: 4.0})
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [4]
+
+
 def test_scores_of_another_phase_cannot_be_compared(tmp_path):
     with Checkpoints(tmp_path, keep_last=1, keep_best=True) as checkpoints:
         assert checkpoints.note_score(1, 0, 1.0)

@@ -129,6 +129,7 @@ def test_the_line_of_the_restored_step_is_added_to(tmp_path):
     _write_steps(tmp_path, 10, 20, 30)
     with MetricsLog(tmp_path, resume_step=20) as log:
         assert _steps(tmp_path) == [10, 20]  # On the disk already, should the run die again.
+        assert [record["step"] for record in log.kept] == [10, 20]
         log.write(20, {"validation/loss": 0.5})
     assert read_metrics(log.path) == [
         {"step": 10, "train/loss": 0.1},
