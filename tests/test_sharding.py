@@ -15,7 +15,7 @@ def one_device(tmp_path_factory, run_program, small_run, read_numbers):
     return read_numbers(workdir)
 
 
-@pytest.mark.parametrize("processes, mesh", every_layout([(1, mesh) for mesh in MESHES]))
+@pytest.mark.parametrize("processes, mesh", every_layout([(1, MESHES[0]), (1, MESHES[3])]))
 def test_losses_do_not_depend_on_the_layout(
     tmp_path, start_processes, small_run, read_numbers, one_device, processes, mesh
 ):
