@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +19,10 @@ from bert_jax.data.chunks import (
     record_dtype,
 )
 from bert_jax.data.documents import Piece
+from bert_jax.data.killed_workers import explain_killed_worker
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.spool import KeyedRecords
 from bert_jax.data.tokenizer import WordPieceTokenizer
-from bert_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -101,18 +100,15 @@ def chunk_batches(
         initializer=_start_worker,
         initargs=(chunker,),
     )
+    running: collections.deque[concurrent.futures.Future[KeyedRecords]] = collections.deque()
     try:
-        running: collections.deque[concurrent.futures.Future[KeyedRecords]] = collections.deque()
-        for batch in batches:
-            running.append(pool.submit(_chunk_in_worker, batch))
-            if len(running) > workers + 1:
+        with explain_killed_worker():
+            for batch in batches:
+                running.append(pool.submit(_chunk_in_worker, batch))
+                if len(running) > workers + 1:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "A worker process was killed, as happens when memory runs out; give fewer --workers"
-        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

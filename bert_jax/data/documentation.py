@@ -18,12 +18,12 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from bert_jax.data.documents import Passage, Tally, whole_document
+from bert_jax.data.killed_workers import explain_killed_worker
 from bert_jax.errors import UserError
 
 # What bert_jax needs to run; what these need comes along.
@@ -204,14 +204,10 @@ def _parse_all(files: list[Path], workers: int) -> Iterator[list[str]]:
             yield from _parse_group(group)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            for paragraphs in pool.map(_parse_group, groups):
-                yield from paragraphs
-        except BrokenProcessPool:
-            raise UserError(
-                "A worker process was killed, as happens when memory runs out; give fewer --workers"
-            ) from None
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    with pool, explain_killed_worker():
+        for paragraphs in pool.map(_parse_group, groups):
+            yield from paragraphs
 
 
 def _parse_group(files: list[Path]) -> list[list[str]]:

@@ -37,6 +37,7 @@ from bert_jax.data.framing import (
     truncated_lengths,
 )
 from bert_jax.data.randomness import below
+from bert_jax.data.split_text import choose_sentences, choose_windows, sentence_bounds
 from bert_jax.data.window_index import WindowIndex
 from bert_jax.errors import UserError
 
@@ -147,83 +148,6 @@ class Rows(NamedTuple):
     labels_B: np.ndarray
 
 
-class _Windows(NamedTuple):
-    """Token positions in a ChunkBatch: text from ``start`` to ``end``, split at ``middle``.
-
-    Where the text is one sentence only, the split is ``inside`` it.
-    """
-
-    start: np.ndarray
-    middle: np.ndarray
-    end: np.ndarray
-    inside: np.ndarray
-
-
-def _choose_windows(
-    chunks: ChunkBatch, where: np.ndarray, targets: np.ndarray, split: np.ndarray
-) -> _Windows:
-    """Whole sentences of each chunk, from about ``where``, until ``targets`` tokens are reached.
-
-    The split falls after a random sentence, or, where one sentence is all there is, inside it.
-    """
-    starts, ends = _sentence_bounds(chunks)
-    chunk_starts, chunk_ends = chunks.token_offsets[:-1], chunks.token_offsets[1:]
-    wanted = chunk_starts + (where * (chunk_ends - chunk_starts)).astype(np.int64)
-    # A window needs two tokens, one for each segment.
-    last_start = np.searchsorted(starts, chunk_ends - 2, side="right") - 1
-    first = np.minimum(np.searchsorted(starts, wanted), last_start)
-    start = starts[first]
-    last = np.minimum(np.searchsorted(ends, start + targets), chunks.sentence_offsets[1:] - 1)
-    end = ends[last]
-    between = first + below(split, last - first)
-    within = start + 1 + below(split, end - start - 1)
-    inside = last == first
-    return _Windows(start, np.where(inside, within, ends[between]), end, inside)
-
-
-def _choose_sentences(
-    chunks: ChunkBatch,
-    where: np.ndarray,
-    targets: np.ndarray,
-    uniforms: np.ndarray,
-    breaks_off: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two sentences or more of each chunk, from about ``where``: their start, a split, their end.
-
-    They are as many as ``targets`` tokens hold. The split falls after a random one. A chunk's first
-    sentence is left out, for it may be the end of one, and its last where the chunk ``breaks_off``.
-    Where two do not fit, text that begins, is split and ends anywhere stands in for them.
-    """
-    starts, ends = _sentence_bounds(chunks)
-    chunk_starts, chunk_ends = chunks.token_offsets[:-1], chunks.token_offsets[1:]
-    low, high = chunks.sentence_offsets[:-1] + 1, chunks.sentence_offsets[1:] - breaks_off
-    wanted = chunk_starts + (where * (chunk_ends - chunk_starts)).astype(np.int64)
-    first = np.maximum(np.minimum(np.searchsorted(starts, wanted), high - 2), low)
-    first = np.minimum(first, len(starts) - 1)
-    start = starts[first]
-    last = np.minimum(np.searchsorted(ends, start + targets, side="right"), high) - 1
-    are_several = (last > first) & (high - low > 1)
-    last = np.where(are_several, last, first)
-    middle = ends[first + below(uniforms[:, _SPLIT], last - first)]
-
-    lengths = chunk_ends - chunk_starts
-    # Half of the chunk, so that an outer end is hardly more often the chunk's than an inner one.
-    room = np.minimum(targets, np.maximum(lengths // 2, 2))
-    any_start = chunk_starts + below(uniforms[:, _END], lengths - room + 1)
-    any_middle = any_start + 1 + below(uniforms[:, _SPLIT], room - 1)
-    return (
-        np.where(are_several, start, any_start),
-        np.where(are_several, middle, any_middle),
-        np.where(are_several, ends[last], any_start + room),
-    )
-
-
-def _sentence_bounds(chunks: ChunkBatch) -> tuple[np.ndarray, np.ndarray]:
-    """First and past-the-last token of every sentence; a chunk starts where the one before ends."""
-    ends = chunks.sentence_ends
-    return np.concatenate([[0], ends[:-1]]), ends
-
-
 def _coin_words(max_cut: int) -> int:
     return -(-max_cut // 64)
 
@@ -277,7 +201,9 @@ def build_rows(
     is_one = (uniforms[:, _LABEL] < options.random_next_share).astype(np.int64)
     if options.objective is Objective.SENTENCE_ORDER:
         breaks_off = index.is_cut(chunk_numbers, np.ones(len(windows), bool))
-        start, middle, end = _choose_sentences(chunks, where, targets, uniforms, breaks_off)
+        start, middle, end = choose_sentences(
+            chunks, where, targets, uniforms[:, _SPLIT], uniforms[:, _END], breaks_off
+        )
         swapped = is_one == 1
         framed = frame_pairs(
             chunks.token_ids,
@@ -290,7 +216,7 @@ def build_rows(
         )
         return _labelled(framed, is_one)
 
-    window = _choose_windows(chunks, where, targets, uniforms[:, _SPLIT])
+    window = choose_windows(chunks, where, targets, uniforms[:, _SPLIT])
     full_first, full_second = window.middle - window.start, window.end - window.middle
     first_length, second_length = truncated_lengths(full_first, full_second, targets)
     words = coins.shape[1] // 2
@@ -406,8 +332,8 @@ def _random_starts(
 
     It is moved back if it would not fit.
     """
-    window = _choose_windows(chunks, where, targets, split)
-    starts, _ = _sentence_bounds(chunks)
+    window = choose_windows(chunks, where, targets, split)
+    starts, _ = sentence_bounds(chunks)
     first, latest = chunks.token_offsets[:-1], chunks.token_offsets[1:] - (front + length)
     wanted = np.where(window.inside, window.start, window.middle)
     sentence = starts[np.searchsorted(starts, np.minimum(wanted, latest), side="right") - 1]

@@ -38,9 +38,8 @@ class WindowIndex:
           windows: int64 [B], their numbers.
           epochs: int64 [B], how often the source was read before.
         """
-        chunks = np.searchsorted(self._ends, windows, side="right")
+        chunks, place = self._find(windows)
         parts, lengths = self._parts[chunks], self._lengths[chunks].astype(np.int64)
-        place = windows - (self._ends[chunks] - parts)
         left_over = np.maximum(lengths - parts * self._capacity, 0)
         apart = np.minimum((lengths - self._capacity) / np.maximum(parts - 1, 1), self._capacity)
         # Multiples of the golden ratio fill [0, 1) evenly, from wherever they begin; a quarter each
@@ -56,7 +55,7 @@ class WindowIndex:
 
     def full_room(self, windows: np.ndarray) -> np.ndarray:
         """The text tokens of windows that start at their ``full_starts``: int64 [B]."""
-        chunks, _ = self.locate(windows)
+        chunks, _ = self._find(windows)
         return np.minimum(self._lengths[chunks].astype(np.int64), self._capacity)
 
     def is_cut(self, chunks: np.ndarray, at_end: np.ndarray) -> np.ndarray:
@@ -70,6 +69,10 @@ class WindowIndex:
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The chunk of each window, and how far into it the window starts as a share in [0, 1)."""
+        chunks, place = self._find(windows)
+        return chunks, place / self._parts[chunks]
+
+    def _find(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The chunk of each window, and which one of the chunk's it is."""
         chunks = np.searchsorted(self._ends, windows, side="right")
-        parts = self._parts[chunks]
-        return chunks, (windows - (self._ends[chunks] - parts)) / parts
+        return chunks, windows - (self._ends[chunks] - self._parts[chunks])
