@@ -72,8 +72,10 @@ def _repeat_backward(
     rows: tuple[int, ...], dtype: jnp.dtype, _: None, gradient: Array
 ) -> tuple[Array]:
     gradient_RV = lax.optimization_barrier(gradient.astype(dtype)).reshape(math.prod(rows), -1)
-    ones_R = jnp.ones(len(gradient_RV), dtype)
-    return (jnp.dot(ones_R, gradient_RV, preferred_element_type=jnp.float32),)
+    # cuBLAS multiplies no single row of bfloat16, for which all would be written in float32 first.
+    copies = 8 if dtype == jnp.bfloat16 else 1
+    ones = jnp.ones((copies, len(gradient_RV)), dtype)
+    return (jnp.dot(ones, gradient_RV, preferred_element_type=jnp.float32)[0],)
 
 
 _repeat.defvjp(_repeat_forward, _repeat_backward)
