@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax.errors import UserError
+from bert_jax.models.config import SIZES
 from bert_jax.plan import main
 from bert_jax.training.footprint import ROUND_NUMBERS
 from bert_jax.training.topology import GIB
@@ -133,7 +134,6 @@ MORE_SLICES = [
         for mesh in ({"data": 256, "fsdp": 1}, {"data": 16, "fsdp": 16})
     ),
 ]
-WIDTH = {"base": 768, "large": 1024}
 HBM_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.25}
 PLANS = "import sys; from bert_jax.plan import main; [main(line.split()) for line in sys.stdin]"
 
@@ -164,7 +164,7 @@ def test_real_sizes_on_slices_of_tpus(slices):
         assert planned["peak_flops_per_chip"] is not None
         check_memory(planned, HBM_GIB[topology.partition(":")[0]] * GIB, mesh["fsdp"])
         check = check_data_parallel if mesh["fsdp"] == 1 else check_fsdp
-        check(planned, planned["phases"][0], WIDTH[size])
+        check(planned, planned["phases"][0], *SIZES[size])
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_no_collective_is_larger_than_a_layer(topology, data, fsdp, flags):
         f"--no_search --quick {flags} --config.mesh.data={data} --config.mesh.fsdp={fsdp}\n"
     )
     (planned,) = plans_of([line])
-    check_fsdp(planned, planned["phases"][0], WIDTH["large"])
+    check_fsdp(planned, planned["phases"][0], *SIZES["large"])
 
 
 @pytest.mark.slow
@@ -245,16 +245,16 @@ def check_memory(planned, hbm, fsdp):
     assert phase["fits"] and memory["left"] == int(hbm) - memory["used"] > 0
 
 
-def check_data_parallel(planned, phase, width):
+def check_data_parallel(planned, phase, layers, width):
     """Gradients are reduced, and metrics, and nothing else."""
     assert phase["collectives"].keys() == {"all-reduce"}
     # The word table's gradient is reduced twice: as the embeddings' and as the decoder's. Of the
-    # position table only the rows in use have one.
-    gradients = planned["parameters"] + 30592 * width - (512 - 128) * width
+    # position table only the rows in use have one, and the keys' biases have none.
+    gradients = planned["parameters"] + (30592 - (512 - 128) - layers) * width
     assert 0 < phase["collectives"]["all-reduce"]["bytes"] - 4 * gradients < 100
 
 
-def check_fsdp(planned, phase, width):
+def check_fsdp(planned, phase, _, width):
     """No collective is larger than a layer: the word table is moved in parts, or not at all."""
     assert {"all-gather", "reduce-scatter"} <= phase["collectives"].keys()
     assert phase["largest_collective_bytes"] <= 4 * (12 * width**2 + 13 * width)

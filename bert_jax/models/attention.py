@@ -127,6 +127,10 @@ class SelfAttention(nn.Module):
         dropout_key = self.make_rng("dropout") if drop else None
         rate = config.attention_dropout
         whole = query_positions_BL is None and not config.is_adapted
+        # Each query's probabilities sum to 1 where none can be dropped, so that the values' bias
+        # passes through attention as it is. The keys' adds the same to all scores of a query.
+        late_value_bias = config.attention == "cudnn" and whole
+        unbiased = ("key", "value") if late_value_bias else ("key",)
         if config.attention == "triton" and whole:
             context_BLNK = load_kernel(_TRITON_ATTENTION)(
                 projection.without_bias(hidden_BSD),
@@ -141,7 +145,7 @@ class SelfAttention(nn.Module):
                     config,
                     target,
                     inputs,
-                    projection.part(number, inputs),
+                    projection.part(number, inputs, biased=target not in unbiased),
                     axes=("width", "heads", "head_width"),
                 )
                 for number, (target, inputs) in enumerate(
@@ -170,9 +174,12 @@ class SelfAttention(nn.Module):
             contracted=2,
             name="output",
         )
+        bias_D = output.bias_after(projection.bias[2]) if late_value_bias else output.bias
         if config.norm_adds_bias:
-            return Update(output.without_bias(context_BLNK), output.bias)
-        output_BLD = add_low_rank_update(
-            config, "attention_output", context_BLNK, output(context_BLNK), axes, contracted=2
+            return Update(output.without_bias(context_BLNK), bias_D)
+        output_BLD = output(context_BLNK, bias_D)
+        return Update(
+            add_low_rank_update(
+                config, "attention_output", context_BLNK, output_BLD, axes, contracted=2
+            )
         )
-        return Update(output_BLD)

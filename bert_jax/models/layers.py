@@ -60,18 +60,31 @@ class Projection(nn.Module):
         self.kernel = parameter(self, "kernel", kernel_init, self.shape, self.axes)
         self.bias = parameter(self, "bias", zeros, self.shape[outer], self.axes[outer])
 
-    def __call__(self, inputs: Array) -> Array:
-        """Maps [..., *shape[:contracted]] to [..., *shape[contracted:]] in `dtype`."""
-        return self._project(inputs, self.kernel, self.bias)
+    def __call__(self, inputs: Array, bias: Array | None = None) -> Array:
+        """Maps [..., *shape[:contracted]] to [..., *shape[contracted:]] in `dtype`.
+
+        Args:
+          inputs: any floating point.
+          bias: float32, instead of the parameter.
+        """
+        return self._project(inputs, self.kernel, self.bias if bias is None else bias)
 
     def without_bias(self, inputs: Array) -> Array:
         """The same but for the bias, which is `bias`, in float32."""
         return self._product(inputs, self.kernel)
 
-    def part(self, number: int, inputs: Array) -> Array:
+    def part(self, number: int, inputs: Array, *, biased: bool = True) -> Array:
         """The same for one entry of the first kernel axis that is not contracted."""
         kernel = lax.index_in_dim(self.kernel, number, self.contracted, keepdims=False)
+        if not biased:
+            return self._product(inputs, kernel)
         return self._project(inputs, kernel, self.bias[number])
+
+    def bias_after(self, constant: Array) -> Array:
+        """The bias of inputs to which float32 [*shape[:contracted]] is still to be added."""
+        highest = lax.Precision.HIGHEST
+        product = jnp.tensordot(constant, self.kernel, self.contracted, precision=highest)
+        return self.bias + product
 
     def _project(self, inputs: Array, kernel: Array, bias: Array) -> Array:
         # In float32, so that the bias's gradient, a sum over all tokens, is.

@@ -198,3 +198,45 @@ def test_dropout_is_refused(attention: Callable[..., jax.Array]) -> None:
     *inputs, _ = arrays(8, "bfloat16")
     with pytest.raises(UserError, match=r"cannot drop probabilities.* is 0.1; set it to 0"):
         attention(*inputs, jnp.array([8, 8]), dropout_rate=0.1, dropout_key=jax.random.key(0))
+
+
+def test_biases_that_attention_is_spared_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values' before cuDNN's attention are added after it; keys' before any are not added."""
+    monkeypatch.setattr(
+        "bert_jax.models.fused_attention.cudnn_attention",
+        lambda *arrays, **_: dot_product_attention(*arrays),
+    )
+    config = BertConfig(
+        vocabulary_size=64,
+        layers=2,
+        width=32,
+        heads=2,
+        feed_forward_width=64,
+        max_positions=16,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        compute_dtype="bfloat16",
+    )
+    ids = np.arange(32, dtype=np.int32).reshape(2, 16)
+    inputs = (ids, ids % 2, np.array([16, 5], np.int32))
+    params = nn.unbox(Encoder(config).init(jax.random.key(0), *inputs, deterministic=True))
+    rng = np.random.default_rng(0)
+    bias = params["params"]["layers"]["attention"]["query_key_value"]["bias"]
+    random = jnp.asarray(rng.normal(size=bias.shape), jnp.float32)
+    params["params"]["layers"]["attention"]["query_key_value"]["bias"] = random
+
+    def differentiate(attention: str) -> Any:
+        def total(params: Any) -> jax.Array:
+            encoder = Encoder(dataclasses.replace(config, attention=attention))
+            hidden = encoder.apply(params, *inputs, deterministic=False)
+            return jnp.sum(jnp.sin(hidden.astype(jnp.float32)))
+
+        value, gradients = jax.value_and_grad(total)(params)
+        return value, gradients["params"]["layers"]["attention"]
+
+    (value, gradients), (found, others) = differentiate("xla"), differentiate("cudnn")
+    assert abs(found - value) < 0.02 * abs(value)
+    for ours, theirs in zip(*map(jax.tree.leaves, (others, gradients)), strict=True):
+        assert np.linalg.norm(ours - theirs) <= 0.05 * np.linalg.norm(theirs)
+    np.testing.assert_array_equal(gradients["query_key_value"]["bias"][:, 1], 0.0)
+    assert np.abs(gradients["query_key_value"]["bias"][:, 2]).max() > 0.0
