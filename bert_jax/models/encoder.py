@@ -288,7 +288,13 @@ class Encoder(nn.Module):
         it runs over would copy the others' parameters.
         """
         layer = _layer_type(self.config)(self.config, parent=None)
-        stacked, structure = jax.tree.flatten(nn.unbox(self.layers.variables["params"]))
+        dtype = jnp.dtype(self.config.compute_dtype)
+        # Rounded before they are taken apart, so that their gradients are stacked as narrow.
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf,
+            nn.unbox(self.layers.variables["params"]),
+        )
+        stacked, structure = jax.tree.flatten(params)
         layers = zip(*map(_unstack, stacked), strict=True)
         last = self.config.layers - 1
         for number, leaves in enumerate(layers):
