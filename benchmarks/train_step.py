@@ -328,6 +328,7 @@ def tell(
     import jax
 
     from bert_jax.models import peak_flops
+    from bert_jax.models.config import KERNEL_FIELDS
 
     config, model = task.config, task.description.config
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -335,7 +336,7 @@ def tell(
     needed = task.flops_per_token(config.data.max_length) * tokens_a_step
     kernels = [
         f"{name.replace('_', ' ')} by {getattr(model, name)}"
-        for name in ("attention", "residual_norm")
+        for name in KERNEL_FIELDS
         if getattr(model, name) != "xla"
     ]
     what = (

@@ -51,6 +51,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             # Kernels: splash (TPU) or cudnn (GPU), which cannot drop, or triton (GPU), which can.
             "attention": "xla",
             "residual_norm": "xla",  # or triton (GPU): a block's dropout, sum and LayerNorm in one
+            "gelu": "xla",  # or triton (GPU): with the bias before it
             "remat": "auto",  # or none, dots, offload, full: the last computes most, to keep least
             # LoRA and adapters leave the encoder as it is: lora_rank=8, or adapter_width=64.
             "lora_rank": None,

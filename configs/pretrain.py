@@ -55,6 +55,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
             # Kernels: splash (TPU) or cudnn (GPU), which cannot drop, or triton (GPU), which can.
             "attention": "xla",
             "residual_norm": "xla",  # or triton (GPU): a block's dropout, sum and LayerNorm in one
+            "gelu": "xla",  # or triton (GPU): with the bias before it
             "remat": "auto",  # or none, dots, offload, full: the last computes most, to keep least
             # The decoder in so many parts: less memory, a third more of its time. None: 1, or under
             # mesh.fsdp as many as make each no larger than a layer.

@@ -17,8 +17,9 @@ import numpy as np
 
 from bert_jax.models.attention import dot_product_attention
 from bert_jax.models.fused_attention import cudnn_attention
-from bert_jax.models.layers import dropout, layer_norm
+from bert_jax.models.layers import dropout, gelu, layer_norm
 from bert_jax.models.triton_attention import triton_attention
+from bert_jax.models.triton_gelu import biased_gelu
 from bert_jax.models.triton_norm import residual_norm
 
 TOLERANCE = 0.02  # a bfloat16 has 8 bits
@@ -85,6 +86,18 @@ def check_residual_norm(batch: int, length: int, width: int, rate: float) -> lis
     return errors(ours, exact, *hidden, *(normal(width) for _ in range(3)))
 
 
+def check_gelu(batch: int, length: int, width: int) -> list[str]:
+    """Errors of GELU, and of the bias before it."""
+
+    def ours(projected: jax.Array, bias: jax.Array) -> jax.Array:
+        return biased_gelu(projected, bias.astype(jnp.float32))
+
+    def exact(projected: jax.Array, bias: jax.Array) -> jax.Array:
+        return gelu(projected + bias)
+
+    return errors(ours, exact, normal(batch, length, width), normal(width))
+
+
 def main() -> int:
     """Checks all kernels at BERT's shapes, and at odd ones."""
     results: dict[str, list[str]] = {}
@@ -102,6 +115,8 @@ def main() -> int:
         results[name] = check_attention(kernel, length, lengths, rate, width)
     for shape in ((4, 128, 768, 0.1), (4, 128, 1024, 0.1), (3, 7, 384, 0.0)):
         results[f"residual norm, {shape}"] = check_residual_norm(*shape)
+    for each in ((4, 128, 3072), (4, 128, 4096), (3, 7, 1000)):
+        results[f"gelu, {each}"] = check_gelu(*each)
     for name, found in results.items():
         print(f"{name:70} {' '.join(found)}")
     return any("FAILED" in each for found in results.values() for each in found)

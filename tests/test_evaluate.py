@@ -39,6 +39,7 @@ def run(tmp_path_factory):
         # It was trained on a GPU; any device will do here.
         "model.attention": "triton",
         "model.residual_norm": "triton",
+        "model.gelu": "triton",
         "model.compute_dtype": "bfloat16",
         "vocabulary": directory / "vocab.txt",
         "data.train": directory / "train.jsonl",

@@ -50,11 +50,14 @@ ATTENTIONS = ("xla", "splash", "cudnn", "triton")
 # Those of what ends a block: dropout, residual sum and LayerNorm.
 RESIDUAL_NORMS = ("xla", "triton")
 
+# Those of GELU, with the bias of what it is computed of.
+GELUS = ("xla", "triton")
+
 # Where a kernel runs; XLA's programs run anywhere.
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
 
 # Fields that name one.
-KERNEL_FIELDS = ("attention", "residual_norm")
+KERNEL_FIELDS = ("attention", "residual_norm", "gelu")
 
 # Fields that say how a run computes, and nothing of the model: they stay out of its description.
 RUN_FIELDS = (*KERNEL_FIELDS, "remat", "vocabulary_chunks")
@@ -88,6 +91,9 @@ class BertConfig:
       residual_norm: what computes dropout, residual sum and LayerNorm at the end of a block: "xla",
         anywhere, or "triton", one kernel for NVIDIA GPUs. With LoRA or adapters it is always "xla".
         Results are the same but for rounding.
+      gelu: what computes the feed-forward block's, with the bias before it: "xla", anywhere, or
+        "triton", one kernel for NVIDIA GPUs. With LoRA or adapters it is always "xla". Results are
+        the same but for rounding.
       remat: what the backward pass of a layer computes again, to save memory (rematerialisation,
         Chen et al., arXiv:1604.06174): "none"; "dots", all but the products with weights;
         "offload", the same, with these products kept in the host's memory; "full", everything from
@@ -125,6 +131,7 @@ class BertConfig:
     unroll: int = 1
     attention: str = "xla"
     residual_norm: str = "xla"
+    gelu: str = "xla"
     remat: str = "auto"
     vocabulary_chunks: int = 1
     lora_rank: int = 0
@@ -178,7 +185,7 @@ class BertConfig:
             raise UserError(
                 f"remat is {self.remat!r}; choose one of {', '.join(REMATERIALISATIONS)}."
             )
-        self._check_attention()
+        self._check_kernels()
         self._check_adaptation()
 
     def check_pairs(self) -> None:
@@ -201,16 +208,11 @@ class BertConfig:
             if field.type is float and not isinstance(value, Real):
                 raise UserError(f"{field.name} is {value!r}; give a number.")
 
-    def _check_attention(self) -> None:
-        if self.residual_norm not in RESIDUAL_NORMS:
-            raise UserError(
-                f"residual_norm is {self.residual_norm!r}; choose one of "
-                f"{', '.join(RESIDUAL_NORMS)}."
-            )
-        if self.attention not in ATTENTIONS:
-            raise UserError(
-                f"attention is {self.attention!r}; choose one of {', '.join(ATTENTIONS)}."
-            )
+    def _check_kernels(self) -> None:
+        for field, names in zip(KERNEL_FIELDS, (ATTENTIONS, RESIDUAL_NORMS, GELUS), strict=True):
+            name = getattr(self, field)
+            if name not in names:
+                raise UserError(f"{field} is {name!r}; choose one of {', '.join(names)}.")
         if self.attention in ("splash", "cudnn") and self.attention_dropout:
             raise UserError(
                 f"attention is {self.attention!r}, which cannot drop probabilities, and "
@@ -263,6 +265,11 @@ class BertConfig:
     def norm_adds_bias(self) -> bool:
         """Whether blocks leave their last bias to the kernel that normalises what they give."""
         return self.residual_norm == "triton" and not self.is_adapted
+
+    @property
+    def gelu_adds_bias(self) -> bool:
+        """Whether the feed-forward block's first bias is left to the kernel of its GELU."""
+        return self.gelu == "triton" and not self.is_adapted
 
     @property
     def head_width(self) -> int:

@@ -111,16 +111,21 @@ class FeedForward(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         inner_axes, output_axes = ("width", "feed_forward"), ("feed_forward", "width")
-        inner_BLF = Projection(
+        inner = Projection(
             shape=(config.width, config.feed_forward_width),
             axes=inner_axes,
             stddev=config.initializer_stddev,
             dtype=dtype,
             name="inner",
-        )(hidden_BLD)
-        inner_BLF = gelu(
-            add_low_rank_update(config, "feed_forward_inner", hidden_BLD, inner_BLF, inner_axes)
         )
+        if config.gelu_adds_bias:
+            biased_gelu = load_kernel("triton_gelu:biased_gelu")
+            inner_BLF = biased_gelu(inner.without_bias(hidden_BLD), inner.bias)
+        else:
+            projected_BLF = add_low_rank_update(
+                config, "feed_forward_inner", hidden_BLD, inner(hidden_BLD), inner_axes
+            )
+            inner_BLF = gelu(projected_BLF)
         output = Projection(
             shape=(config.feed_forward_width, config.width),
             axes=output_axes,

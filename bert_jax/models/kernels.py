@@ -10,6 +10,9 @@ from collections.abc import Callable
 import jax
 
 from bert_jax.errors import UserError
+from bert_jax.models.config import KERNEL_FIELDS
+
+_FIELDS = ", ".join(f"model.{field}" for field in KERNEL_FIELDS)
 
 
 def load_kernel(name: str) -> Callable[..., jax.Array]:
@@ -29,7 +32,6 @@ def load_kernel(name: str) -> Callable[..., jax.Array]:
     except ImportError as error:
         raise UserError(
             f"the kernels of bert_jax/models/{module}.py do not work with jax {jax.__version__} "
-            f"({error}); set model.attention and model.residual_norm to 'xla', or install another "
-            "jax"
+            f"({error}); set {_FIELDS} to 'xla', or install another jax"
         ) from error
     return kernel

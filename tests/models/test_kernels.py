@@ -20,7 +20,8 @@ from bert_jax.models.config import sized_config
 
 plain = sized_config("L2_H64", 100, compute_dtype="bfloat16", attention_dropout=0.0)
 ids = jnp.zeros((2, 8), jnp.int32)
-for settings in ({}, {"attention": "splash"}, {"attention": "triton"}, {"residual_norm": "triton"}):
+fields = {"attention": "splash"}, {"attention": "triton"}, {"residual_norm": "triton"}
+for settings in ({}, *fields, {"gelu": "triton"}):
     encoder = Encoder(dataclasses.replace(plain, **settings))
     try:
         jax.eval_shape(
@@ -38,10 +39,10 @@ def test_only_what_asks_for_a_kernel_needs_what_it_is_written_with() -> None:
     assert done.returncode == 0, done.stderr
     plain, *told = done.stdout.splitlines()
     assert plain == "computed"
-    modules = ("fused_attention", "triton_attention", "triton_norm")
+    modules = ("fused_attention", "triton_attention", "triton_norm", "triton_gelu")
     for line, module in zip(told, modules, strict=True):
         assert f"the kernels of bert_jax/models/{module}.py do not work with jax" in line
-        assert "set model.attention and model.residual_norm to 'xla'" in line
+        assert "set model.attention, model.residual_norm, model.gelu to 'xla'" in line
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)

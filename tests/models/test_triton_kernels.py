@@ -6,6 +6,7 @@ in bfloat16: ``tests/gpu_parity.py``.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import linen as nn
 from jax._src.mesh import AbstractDevice
 from jax.sharding import AbstractMesh
@@ -24,8 +26,9 @@ from jax.sharding import AbstractMesh
 from bert_jax.models.attention import dot_product_attention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
-from bert_jax.models.layers import dropout, layer_norm
+from bert_jax.models.layers import dropout, gelu, layer_norm
 from bert_jax.models.triton_attention import triton_attention
+from bert_jax.models.triton_gelu import biased_gelu
 from bert_jax.models.triton_norm import residual_norm
 
 Function = Callable[..., jax.Array]
@@ -134,6 +137,29 @@ def test_residual_norm_equals_xlas(shape: tuple[int, ...], rate: float) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 32, 512), (3, 7, 48), (2, 70, 1000)])
+def test_gelu_equals_xlas(shape: tuple[int, ...]) -> None:
+    """Also where no block is full, nor a power of 2."""
+    *inputs, weights = random(shape, shape[-1:], shape)
+    ours = functools.partial(biased_gelu, interpret=True)
+
+    def theirs(projected: jax.Array, bias: jax.Array) -> jax.Array:
+        return gelu(projected + bias)
+
+    assert_all_close(
+        *(outputs_and_gradients(function, inputs, weights) for function in (ours, theirs))
+    )
+
+
+def test_gelu_is_exact_far_from_zero() -> None:
+    far = jnp.linspace(-8.0, 8.0, 4096).reshape(1, 8, 512)
+    no_bias = jnp.zeros(512)
+    ours = biased_gelu(far, no_bias, interpret=True)
+    exact = np.float64(far) * scipy.stats.norm.cdf(np.float64(far))
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: biased_gelu(x, no_bias, interpret=True).sum())(far)).all()
+
+
 SMALL = BertConfig(
     vocabulary_size=128,
     layers=2,
@@ -152,7 +178,11 @@ def test_an_encoder_with_the_kernels_equals_one_without(
     settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a loop and unrolled, where the last layer is XLA's; and where the kernels give way."""
-    for module, kernel in (("triton_attention", triton_attention), ("triton_norm", residual_norm)):
+    for module, kernel in (
+        ("triton_attention", triton_attention),
+        ("triton_norm", residual_norm),
+        ("triton_gelu", biased_gelu),
+    ):
         monkeypatch.setattr(
             f"bert_jax.models.{module}.{kernel.__name__}",
             functools.partial(kernel, interpret=True),
@@ -175,7 +205,8 @@ def test_an_encoder_with_the_kernels_equals_one_without(
 
         return jax.value_and_grad(total)(params)
 
-    kernels = dataclasses.replace(config, attention="triton", residual_norm="triton")
+    names = {"attention": "triton", "residual_norm": "triton", "gelu": "triton"}
+    kernels = dataclasses.replace(config, **names)
     ours, theirs = (differentiate(params, each) for each in (kernels, config))
     text = str(jax.make_jaxpr(differentiate, static_argnums=1)(params, kernels))
     assert "pallas_call" in text
@@ -191,6 +222,7 @@ import flax.linen as nn
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from bert_jax.models.triton_attention import triton_attention
+from bert_jax.models.triton_gelu import biased_gelu
 from bert_jax.models.triton_norm import residual_norm
 from bert_jax.training.sharding import ACTIVATION_RULES, make_mesh
 
@@ -202,14 +234,15 @@ def total(arrays, vectors):
     hidden = residual_norm(
         residual, scale, shift, 1e-12, update_BLD=update, update_bias_D=update_bias, **drop
     )
-    return (context * weights[0]).sum() + (hidden * weights[1]).sum()
+    inner = biased_gelu(update, update_bias, interpret=True)
+    return sum((a * b).sum() for a, b in zip((context, hidden, inner), weights, strict=True))
 
-keys = iter(jax.random.split(jax.random.key(0), 9))
+keys = iter(jax.random.split(jax.random.key(0), 10))
 normal = lambda *shape: jax.random.normal(next(keys), shape)
 lengths = jnp.array([16, 7, 1, 12])
 arrays = (
     normal(4, 16, 3, 2, 16), normal(4, 16, 32), normal(4, 16, 32),
-    (normal(4, 16, 2, 16), normal(4, 16, 32)),
+    (normal(4, 16, 2, 16), normal(4, 16, 32), normal(4, 16, 32)),
 )
 vectors = normal(3, 2, 16), normal(32), normal(32), normal(32)
 differentiate = jax.value_and_grad(total, argnums=(0, 1))
@@ -254,7 +287,8 @@ def test_the_kernels_are_lowered_for_a_gpu() -> None:
         normed = residual_norm(
             hidden, vector, vector, 1e-12, update_BLD=hidden, update_bias_D=vector, **drop
         )
-        return jnp.sum(context.astype(jnp.float32)) + jnp.sum(normed.astype(jnp.float32))
+        outputs = context, normed, biased_gelu(hidden, vector)
+        return sum(jnp.sum(each.astype(jnp.float32)) for each in outputs)
 
     device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
@@ -262,7 +296,8 @@ def test_the_kernels_are_lowered_for_a_gpu() -> None:
             projected, bias, hidden, vector
         )
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    names = ("attention_forward", "attention_backward")
-    names += ("residual_norm_forward", "residual_norm_backward")
-    for name in names:
+    for kernel, way in itertools.product(
+        ("attention", "residual_norm", "gelu"), ("forward", "backward")
+    ):
+        name = f"{kernel}_{way}"
         assert f'name = "{name}"' in text
