@@ -135,20 +135,23 @@ def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Conte
     lengths = jnp.asarray(np.random.default_rng(0).integers(length // 2, length + 1, batch))
     projected = normal(0, (batch, length, 3, heads, width), jnp.bfloat16)
     bias = normal(1, (3, heads, width), jnp.float32)
-    parts = (*jnp.unstack(projected, axis=2), *bias)  # as the model has them for all but triton
+    # As the model has them for all but triton, with those biases that it adds before attention.
+    parts = (*jnp.unstack(projected, axis=2), bias[0], bias[2])
 
     def drop(key: jax.Array) -> dict[str, Any]:
         return {"dropout_rate": _DROPOUT, "dropout_key": key}
 
-    def add_biases(parts: tuple[jax.Array, ...]) -> Iterator[jax.Array]:
-        for part, bias in zip(parts[:3], parts[3:], strict=True):
-            yield (part.astype(jnp.float32) + bias).astype(part.dtype)
+    def add(part: jax.Array, bias: jax.Array) -> jax.Array:
+        return (part.astype(jnp.float32) + bias).astype(part.dtype)
 
-    def xla(key: jax.Array, *parts: jax.Array) -> jax.Array:
-        return dot_product_attention(*add_biases(parts), lengths, **drop(key))
+    def xla(
+        key: jax.Array, query: Any, keys: Any, value: Any, query_bias: Any, value_bias: Any
+    ) -> jax.Array:
+        arrays = add(query, query_bias), keys, add(value, value_bias)
+        return dot_product_attention(*arrays, lengths, **drop(key))
 
-    def cudnn(key: jax.Array, *parts: jax.Array) -> jax.Array:
-        return cudnn_attention(*add_biases(parts), lengths)
+    def cudnn(key: jax.Array, query: Any, keys: Any, value: Any, query_bias: Any) -> jax.Array:
+        return cudnn_attention(add(query, query_bias), keys, value, lengths)
 
     def triton(drops: bool, key: jax.Array, projected: jax.Array, bias: jax.Array) -> jax.Array:
         settings = drop(key) if drops else {}
@@ -157,7 +160,7 @@ def attentions(shape: dict[str, int], length: int, batch: int) -> Iterator[Conte
 
     yield Contestant("xla", xla, parts)
     if is_gpu():
-        yield Contestant("cudnn, no dropout", cudnn, parts)
+        yield Contestant("cudnn, no dropout", cudnn, parts[:4])
     for name, drops in ((OURS, True), ("triton, no dropout", False)):
         yield Contestant(name, functools.partial(triton, drops), (projected, bias))
 
@@ -214,7 +217,7 @@ KINDS = {
     "attention": Kind("attention of a layer", attentions, (4, 8)),
     # Two summands, their sum and its norm; and as many gradients.
     "norm": Kind("end of a block", norms, (4, 4)),
-    # Of four times the width: the projection and its GELU; and these with the two's gradients.
+    # Of four times the width: the projection and its GELU; the projection and the two's gradients.
     "gelu": Kind("bias and GELU", gelus, (8, 12)),
 }
 

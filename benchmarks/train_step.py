@@ -388,7 +388,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of XLA, for ours, such as xla_gpu_enable_triton_gemm=False; may be given again",
+        help="of XLA, for ours, such as xla_gpu_enable_triton_gemm=True; may be given again",
     )
     parser.add_argument("--profile", type=Path, help="a directory for xprof, of turns of ours")
     add_results_argument(parser)

@@ -128,7 +128,9 @@ class SelfAttention(nn.Module):
         rate = config.attention_dropout
         whole = query_positions_BL is None and not config.is_adapted
         # Each query's probabilities sum to 1 where none can be dropped, so that the values' bias
-        # passes through attention as it is. The keys' adds the same to all scores of a query.
+        # passes through attention as it is: on a GPU its sum would be a pass over memory, where a
+        # mesh that splits the heads has one small all-reduce for it now. The keys' adds the same to
+        # all scores of a query, and is left to our own kernel, which has no pass to save.
         late_value_bias = config.attention == "cudnn" and whole
         unbiased = ("key", "value") if late_value_bias else ("key",)
         if config.attention == "triton" and whole:

@@ -47,17 +47,12 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Implementations of attention: what runs anywhere, and kernels for TPUs and for NVIDIA GPUs.
 ATTENTIONS = ("xla", "splash", "cudnn", "triton")
 
-# Those of what ends a block: dropout, residual sum and LayerNorm.
-RESIDUAL_NORMS = ("xla", "triton")
-
-# Those of GELU, with the bias of what it is computed of.
-GELUS = ("xla", "triton")
+# What fields name the implementations of parts of the model, and which there are.
+KERNELS = {"attention": ATTENTIONS, "residual_norm": ("xla", "triton"), "gelu": ("xla", "triton")}
+KERNEL_FIELDS = tuple(KERNELS)
 
 # Where a kernel runs; XLA's programs run anywhere.
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
-
-# Fields that name one.
-KERNEL_FIELDS = ("attention", "residual_norm", "gelu")
 
 # Fields that say how a run computes, and nothing of the model: they stay out of its description.
 RUN_FIELDS = (*KERNEL_FIELDS, "remat", "vocabulary_chunks")
@@ -209,7 +204,7 @@ class BertConfig:
                 raise UserError(f"{field.name} is {value!r}; give a number.")
 
     def _check_kernels(self) -> None:
-        for field, names in zip(KERNEL_FIELDS, (ATTENTIONS, RESIDUAL_NORMS, GELUS), strict=True):
+        for field, names in KERNELS.items():
             name = getattr(self, field)
             if name not in names:
                 raise UserError(f"{field} is {name!r}; choose one of {', '.join(names)}.")

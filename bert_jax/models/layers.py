@@ -74,7 +74,7 @@ class Projection(nn.Module):
         return self._product(inputs, self.kernel)
 
     def part(self, number: int, inputs: Array, *, biased: bool = True) -> Array:
-        """The same for one entry of the first kernel axis that is not contracted."""
+        """The map of one entry of the first kernel axis that is not contracted, biased or not."""
         kernel = lax.index_in_dim(self.kernel, number, self.contracted, keepdims=False)
         if not biased:
             return self._product(inputs, kernel)

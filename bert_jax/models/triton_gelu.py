@@ -42,7 +42,7 @@ def biased_gelu(projected_BLF: Array, bias_F: Array, *, interpret: bool = False)
     Computed in float32, Phi to 1e-7. In a mesh, each device computes its rows and columns.
 
     Args:
-      projected_BLF: bfloat16.
+      projected_BLF: bfloat16 or float32.
       bias_F: float32, added to them first.
       interpret: run the kernels step by step on whatever platform there is, slowly.
 

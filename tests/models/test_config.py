@@ -100,6 +100,7 @@ def test_unusable_sizes(size: str, message: str) -> None:
             "16, 32, 64 or 128, and they are 8 wide",
         ),
         ({"residual_norm": "cuda"}, "residual_norm is 'cuda'; choose one of xla, triton"),
+        ({"gelu": "tanh"}, "gelu is 'tanh'; choose one of xla, triton"),
         ({"vocabulary_chunks": 0}, "vocabulary_chunks is 0"),
         ({"vocabulary_chunks": 3}, "does not divide the 1024 rows of the word table; choose a p"),
         ({"remat": "all"}, "remat is 'all'; choose one of auto, none, dots, offload, full"),
@@ -117,6 +118,7 @@ def test_unusable_settings(settings: dict[str, object], message: str) -> None:
         ("attention", "splash", "gpu"),
         ("attention", "cudnn", "tpu"),
         ("residual_norm", "triton", "cpu"),
+        ("gelu", "triton", "tpu"),
     ],
 )
 def test_a_kernel_is_refused_where_it_cannot_run(field: str, kernel: str, platform: str) -> None:

@@ -24,7 +24,7 @@ from jax._src.mesh import AbstractDevice
 from jax.sharding import AbstractMesh
 
 from bert_jax.models.attention import dot_product_attention
-from bert_jax.models.config import BertConfig
+from bert_jax.models.config import LORA_TARGETS, BertConfig
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.layers import dropout, gelu, layer_norm
 from bert_jax.models.triton_attention import triton_attention
@@ -160,6 +160,12 @@ def test_gelu_is_exact_far_from_zero() -> None:
     assert np.isfinite(jax.grad(lambda x: biased_gelu(x, no_bias, interpret=True).sum())(far)).all()
 
 
+def with_noise(params: Any) -> Any:
+    """Parameters of which none is zero, as some are before they are trained."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape), params)
+
+
 SMALL = BertConfig(
     vocabulary_size=128,
     layers=2,
@@ -173,9 +179,17 @@ IDS = np.arange(32, dtype=np.int32).reshape(2, 16)
 INPUTS = (IDS, IDS % 2, np.array([16, 5], np.int32))
 
 
-@pytest.mark.parametrize("settings", [{}, {"unroll": 2}, {"lora_rank": 2}, {"adapter_width": 4}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"unroll": 2},
+        {"lora_rank": 2, "lora_targets": LORA_TARGETS},
+        {"adapter_width": 4},
+    ],
+)
 def test_an_encoder_with_the_kernels_equals_one_without(
-    settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a loop and unrolled, where the last layer is XLA's; and where the kernels give way."""
     for module, kernel in (
@@ -189,11 +203,11 @@ def test_an_encoder_with_the_kernels_equals_one_without(
         )
     config = dataclasses.replace(SMALL, **settings)
     initialise = functools.partial(Encoder(config).init, deterministic=True)
-    params = nn.unbox(jax.jit(initialise)(jax.random.key(0), *INPUTS))
+    params = with_noise(nn.unbox(jax.jit(initialise)(jax.random.key(0), *INPUTS)))
 
     @functools.partial(jax.jit, static_argnums=1)
     def differentiate(params: Any, config: BertConfig) -> Any:
-        def total(params: Any) -> jax.Array:
+        def total(params: Any) -> tuple[jax.Array, jax.Array]:
             hidden = Encoder(config).apply(
                 params,
                 *INPUTS,
@@ -201,15 +215,18 @@ def test_an_encoder_with_the_kernels_equals_one_without(
                 positions_BP=np.array([[0, 3, 9], [0, 4, 1]], np.int32),
                 rngs={"dropout": jax.random.key(7)},
             )
-            return jnp.sum(jnp.sin(hidden.astype(jnp.float32)))
+            hidden = hidden.astype(jnp.float32)
+            return jnp.sum(jnp.sin(hidden)), hidden
 
-        return jax.value_and_grad(total)(params)
+        return jax.grad(total, has_aux=True)(params)
 
     names = {"attention": "triton", "residual_norm": "triton", "gelu": "triton"}
     kernels = dataclasses.replace(config, **names)
     ours, theirs = (differentiate(params, each) for each in (kernels, config))
     text = str(jax.make_jaxpr(differentiate, static_argnums=1)(params, kernels))
-    assert "pallas_call" in text
+    for name in ("residual_norm_forward", "gelu_forward"):
+        assert (name in text) is not config.is_adapted
+    assert "attention_forward" in text
     for our, their in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         # In bfloat16 the two round at other places.
         difference = np.linalg.norm(our - their) / max(np.linalg.norm(their), 1e-3)
@@ -292,7 +309,7 @@ def test_the_kernels_are_lowered_for_a_gpu() -> None:
 
     device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
-        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3))).trace(
+        traced = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3))).trace(
             projected, bias, hidden, vector
         )
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
