@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The lines of a GPU: BERT-base and BERT-large at lengths 128 and 512 in bfloat16, ours next to
-# transformers through torch.compile, in one run each, with the kernels that were fastest on an H100
+# The lines of a GPU: BERT-base and BERT-large at lengths 128 and 512 in bfloat16, four of them next
+# to transformers through torch.compile, with the kernels that were fastest on an H100
 # (docs/performance.md). Needs jax and torch for CUDA, transformers and a corpus that was prepared
 # with --max_length 512; one to two minutes a line, most of which is for the compilers. A line that
 # fails is told, and the others go on.
