@@ -47,7 +47,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Implementations of attention: what runs anywhere, and kernels for TPUs and for NVIDIA GPUs.
 ATTENTIONS = ("xla", "splash", "cudnn", "triton")
 
-# What fields name the implementations of parts of the model, and which there are.
+# The implementations that fields name, by field.
 KERNELS = {"attention": ATTENTIONS, "residual_norm": ("xla", "triton"), "gelu": ("xla", "triton")}
 KERNEL_FIELDS = tuple(KERNELS)
 

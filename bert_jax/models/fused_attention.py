@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.models.logical_axes import dividing_axes
+from bert_jax.models.logical_axes import dividing_axes, on_each_device
 from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
@@ -99,19 +99,11 @@ def splash_attention(
         context_BNLK = jax.vmap(kernel)(query_BNLK * scale, key_BNSK, value_BNSK, segments)
         return context_BNLK.swapaxes(1, 2)[:, :queries]
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return attend(query_BLNK, key_BSNK, value_BSNK, lengths)
     batch = dividing_axes("batch", query_BLNK.shape[0])
     heads = dividing_axes("heads", query_BLNK.shape[2])
     parts, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch)
-    context_BLNK: Array = jax.shard_map(
-        attend,
-        in_specs=(parts, parts, parts, rows),
-        out_specs=parts,
-        check_vma=False,  # the kernel does not say over which axes its outputs differ
-    )(query_BLNK, key_BSNK, value_BSNK, lengths)
-    return context_BLNK
+    mapped = on_each_device(attend, (parts, parts, parts, rows), parts)
+    return mapped(query_BLNK, key_BSNK, value_BSNK, lengths)
 
 
 def cudnn_attention(

@@ -1,7 +1,8 @@
 """What the mesh in force makes of logical axes, by the rules in force (`training/sharding.py`)."""
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 from flax.linen.spmd import logical_to_mesh_axes, with_logical_constraint
@@ -29,6 +30,32 @@ def dividing_axes(name: str, size: int) -> MeshAxes:
         return None
     (axes,) = logical_to_mesh_axes((name,)) or (None,)
     return axes
+
+
+def on_each_device(
+    function: Callable[..., Array], in_specs: Any, out_specs: Any
+) -> Callable[..., Array]:
+    """A kernel's function of each device's parts, as one of whole arrays.
+
+    The partitioner of `jit` cannot look into a kernel.
+
+    Args:
+      function: of arrays, which gives one.
+      in_specs: how the mesh in force splits each.
+      out_specs: how it splits the result.
+
+    Returns:
+      The function itself without a mesh.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    mapped: Callable[..., Array] = jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,  # a kernel does not say over which axes its outputs differ
+    )
+    return mapped
 
 
 def parts_of(name: str) -> int:

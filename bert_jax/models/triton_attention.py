@@ -24,7 +24,7 @@ from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
 from bert_jax.models.layers import STEPS, draw, is_kept
-from bert_jax.models.logical_axes import dividing_axes
+from bert_jax.models.logical_axes import dividing_axes, on_each_device
 from bert_jax.models.packing import is_packed, sequence_numbers
 
 Array = jax.Array
@@ -92,16 +92,6 @@ def triton_attention(
     else:
         numbers_BL = (jnp.arange(length) < lengths[:, None]).astype(jnp.int32)
 
-    def attend(projected_BLTNK: Array, bias_TNK: Array, numbers_BL: Array, key: Array) -> Array:
-        padding = -length % block
-        # Padding is of no sequence: not of 1, nor of any that is counted from 0.
-        numbers_BL = jnp.pad(numbers_BL, ((0, 0), (0, padding)), constant_values=-1)
-        padded_BLTNK = jnp.pad(projected_BLTNK, ((0, 0), (0, padding), *[(0, 0)] * 3))
-        return _attend(padded_BLTNK, bias_TNK, numbers_BL, key, settings)[:, :length]
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return attend(projected_BLTNK, bias_TNK, numbers_BL, jnp.pad(words, (0, 2)))
     batch_axes, head_axes = dividing_axes("batch", batch), dividing_axes("heads", heads)
 
     def attend_part(
@@ -112,20 +102,23 @@ def triton_attention(
             for axis, axes in ((0, batch_axes), (3, head_axes))
         ]
         key = jnp.concatenate([words, jnp.array(first, jnp.uint32)])
-        return attend(projected_BLTNK, bias_TNK, numbers_BL, key)
+        padding = -length % block
+        # Padding is of no sequence: not of 1, nor of any that is counted from 0.
+        numbers_BL = jnp.pad(numbers_BL, ((0, 0), (0, padding)), constant_values=-1)
+        padded_BLTNK = jnp.pad(projected_BLTNK, ((0, 0), (0, padding), *[(0, 0)] * 3))
+        return _attend(padded_BLTNK, bias_TNK, numbers_BL, key, settings)[:, :length]
 
-    context_BLNK: Array = jax.shard_map(
+    mapped = on_each_device(
         attend_part,
-        in_specs=(
+        (
             PartitionSpec(batch_axes, None, None, head_axes, None),
             PartitionSpec(None, head_axes),
             PartitionSpec(batch_axes),
             PartitionSpec(),
         ),
-        out_specs=PartitionSpec(batch_axes, None, head_axes, None),
-        check_vma=False,  # the kernel does not say over which axes its outputs differ
-    )(projected_BLTNK, bias_TNK, numbers_BL, words)
-    return context_BLNK
+        PartitionSpec(batch_axes, None, head_axes, None),
+    )
+    return mapped(projected_BLTNK, bias_TNK, numbers_BL, words)
 
 
 def stacked_triton_attention(

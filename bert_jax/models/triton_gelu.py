@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
-from bert_jax.models.logical_axes import dividing_axes
+from bert_jax.models.logical_axes import dividing_axes, on_each_device
 
 Array = jax.Array
 
@@ -54,17 +54,11 @@ def biased_gelu(projected_BLF: Array, bias_F: Array, *, interpret: bool = False)
         shape = projected_BLF.shape
         return _gelu(projected_BLF.reshape(-1, shape[-1]), bias_F, interpret).reshape(shape)
 
-    if jax.sharding.get_abstract_mesh().empty:
-        return gelu_part(projected_BLF, bias_F)
     batch, _, width = projected_BLF.shape
     rows, columns = dividing_axes("batch", batch), dividing_axes("feed_forward", width)
-    inner_BLF: Array = jax.shard_map(
-        gelu_part,
-        in_specs=(PartitionSpec(rows, None, columns), PartitionSpec(columns)),
-        out_specs=PartitionSpec(rows, None, columns),
-        check_vma=False,  # the kernel does not say over which axes its outputs differ
-    )(projected_BLF, bias_F)
-    return inner_BLF
+    parts = PartitionSpec(rows, None, columns)
+    mapped = on_each_device(gelu_part, (parts, PartitionSpec(columns)), parts)
+    return mapped(projected_BLF, bias_F)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

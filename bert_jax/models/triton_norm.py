@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
 from bert_jax.models.layers import STEPS, draw, is_kept
-from bert_jax.models.logical_axes import dividing_axes
+from bert_jax.models.logical_axes import dividing_axes, on_each_device
 
 Array = jax.Array
 
@@ -98,16 +98,9 @@ def residual_norm(
         return _normalise(*flat, vectors, key, settings).reshape(residual_BLD.shape)
 
     vectors = _Vectors(update_bias_D, scale_D, bias_D)
-    if jax.sharding.get_abstract_mesh().empty:
-        return normalise_part(residual_BLD, update_BLD, vectors, words)
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    normed_BLD: Array = jax.shard_map(
-        normalise_part,
-        in_specs=(rows, rows, whole, whole),
-        out_specs=rows,
-        check_vma=False,  # the kernel does not say over which axes its outputs differ
-    )(residual_BLD, update_BLD, vectors, words)
-    return normed_BLD
+    mapped = on_each_device(normalise_part, (rows, rows, whole, whole), rows)
+    return mapped(residual_BLD, update_BLD, vectors, words)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -211,18 +211,7 @@ def test_biases_that_attention_is_spared_change_nothing(
         "bert_jax.models.fused_attention.cudnn_attention",
         lambda *arrays, **_: dot_product_attention(*arrays),
     )
-    config = BertConfig(
-        vocabulary_size=64,
-        layers=2,
-        width=32,
-        heads=2,
-        feed_forward_width=64,
-        max_positions=16,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        compute_dtype="bfloat16",
-        **settings,
-    )
+    config = dataclasses.replace(SMALL, compute_dtype="bfloat16", **settings)
     ids = np.arange(32, dtype=np.int32).reshape(2, 16)
     inputs = (ids, ids % 2, np.array([16, 5], np.int32))
     params = nn.unbox(Encoder(config).init(jax.random.key(0), *inputs, deterministic=True))

@@ -42,7 +42,7 @@ def test_the_step_is_compiled_with_them(monkeypatch: pytest.MonkeyPatch) -> None
     def make_settings() -> StepSettings:
         return StepSettings(jax.random.key(0), jnp.float32(1.0))
 
-    made = Program(None, None, None, RecordingStep(), make_settings)  # type: ignore[arg-type]
+    made = Program._make((None, None, None, RecordingStep(), make_settings))
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     assert made.compile({}, mesh) == {"first": 1, "second": 2}
     assert made.compile({}, mesh, {"second": 3}) == {"first": 1, "second": 3}
