@@ -1,12 +1,12 @@
 """Files of text, compressed or not: their bytes, their lines, and lines of JSON."""
 
 import contextlib
-import gzip
 import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -14,17 +14,36 @@ import zstandard
 
 from bert_jax.errors import UserError
 
-COMPRESSIONS = (".gz", ".xz", ".zst")
+
+
+class _Decompressor(Protocol):
+    """Of one frame of a compressed file, which may have several (gzip: members, xz: streams)."""
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+    @property
+    def eof(self) -> bool:
+        """Whether the frame has ended."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came after its end."""
+
+
+# zstd refuses frames of more history than 128 MiB unless told; the format allows 2 GiB.
+_LARGEST_ZSTANDARD_WINDOW = 2**31
+_DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
+    ".gz": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),  # with gzip's header and checksum
+    ".xz": lzma.LZMADecompressor,
+    ".zst": lambda: zstandard.ZstdDecompressor(
+        max_window_size=_LARGEST_ZSTANDARD_WINDOW
+    ).decompressobj(),
+}
+COMPRESSIONS = tuple(_DECOMPRESSORS)
+DECOMPRESSION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 BYTE_ORDER_MARK = "\ufeff"
-_ZSTANDARD_INPUT = 4096  # bytes at once: they may be thousands of times as many decompressed
-_ZSTANDARD_BUFFER = 2**17
-DECOMPRESSION_ERRORS = (
-    EOFError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    zstandard.ZstdError,
-)
+_COMPRESSED_BLOCK = 4096  # bytes at once: they may be thousands of times as many decompressed
+_BUFFER = 2**17
 
 
 class Readable(Protocol):
@@ -122,28 +141,29 @@ def uncompressed_suffix(path: Path) -> str:
 
 
 def decompressed(raw: BinaryIO, suffix: str) -> contextlib.AbstractContextManager[Readable]:
-    suffix = suffix.lower()
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if suffix == ".xz":
-        return lzma.LZMAFile(raw)
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstandardFile(raw), _ZSTANDARD_BUFFER)
-    return contextlib.nullcontext(raw)
+    """The bytes of a file, decompressed where its suffix is one of ``COMPRESSIONS``.
+
+    Reading raises one of ``DECOMPRESSION_ERRORS`` where the file is damaged or ends too early.
+    """
+    decompressor = _DECOMPRESSORS.get(suffix.lower())
+    if decompressor is None:
+        return contextlib.nullcontext(raw)
+    return io.BufferedReader(_CompressedFile(raw, decompressor), _BUFFER)
 
 
-class _ZstandardFile(io.RawIOBase):
-    """The bytes of a .zst file of one frame or several.
+class _CompressedFile(io.RawIOBase):
+    """The bytes of a compressed file of one frame or several, zeros after each left out.
 
-    Unlike zstandard's own reader it raises EOFError for a file that ends within a frame, as the
-    readers of .gz and .xz do: half a download is not taken for the whole.
+    Python's own readers take part of some files for the whole: lzma's ends at a stream that begins
+    with an error, zstandard's at the end of half a download, gzip's has nothing of an empty file.
     """
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: BinaryIO, decompressor: Callable[[], _Decompressor]) -> None:
         super().__init__()
         self._raw = raw
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun = False  # something of the frame was read
+        self._decompressor = decompressor
+        self._frame: _Decompressor | None = None  # the one that is being read
+        self._frames = 0
         self._compressed = b""
         self._text = memoryview(b"")  # so that a part is taken without a copy of the rest
 
@@ -160,16 +180,22 @@ class _ZstandardFile(io.RawIOBase):
 
     def _advance(self) -> bool:
         """Decompresses some more; False at the end of the file."""
-        self._compressed = self._compressed or self._raw.read(_ZSTANDARD_INPUT)
+        self._compressed = self._compressed or self._raw.read(_COMPRESSED_BLOCK)
         if not self._compressed:
-            if self._begun:
-                raise EOFError("the file ends within a frame")
+            if self._frame is not None or not self._frames:
+                raise EOFError("it ends too early")
             return False
+        if self._frame is None:
+            # What writes to tapes and disks fills blocks up; no frame begins with a zero.
+            self._compressed = self._compressed.lstrip(b"\0") if self._frames else self._compressed
+            if not self._compressed:
+                return True
+            self._frame = self._decompressor()
+            self._frames += 1
         self._text = memoryview(self._frame.decompress(self._compressed))
-        self._begun = not self._frame.eof
-        self._compressed = self._frame.unused_data if self._frame.eof else b""
+        self._compressed = b""
         if self._frame.eof:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._compressed, self._frame = self._frame.unused_data, None
         return True
 
 

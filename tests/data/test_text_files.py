@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bert_jax.data import text_files
 from bert_jax.data.documents import MAX_PIECE_CHARACTERS, Tally
-from bert_jax.data.file_lines import json_rows, read_text, uncompressed_suffix
+from bert_jax.data.file_lines import COMPRESSIONS, json_rows, read_text, uncompressed_suffix
 from bert_jax.data.text_files import TextFiles, find_files
 from bert_jax.errors import UserError
 
@@ -138,7 +138,7 @@ def test_json_lines_longer_than_a_block(tmp_path):
     assert documents(path) == [long, "short"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_broken_archives_are_named_or_left_out(tmp_path, suffix):
     broken, good = tmp_path / f"a.txt{suffix}", tmp_path / "b.txt"
     broken.write_bytes(b"this is no archive")
@@ -199,21 +199,43 @@ def test_whole_files(tmp_path, suffix):
     assert uncompressed_suffix(path) == ".txt"
 
 
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 @given(
     texts=st.lists(st.binary(max_size=20_000), min_size=1, max_size=4),
+    padding=st.integers(0, 2),
     cut=st.floats(0, 1, exclude_max=True),
 )
-def test_half_an_archive_is_no_archive(tmp_path_factory, texts, cut):
+def test_half_an_archive_is_no_archive(tmp_path_factory, suffix, texts, padding, cut):
     # Frames of their own, as parts that were compressed one by one and joined.
-    frames = [zstandard.compress(text.hex().encode()) for text in texts]
-    path = tmp_path_factory.mktemp("archives") / "a.txt.zst"
-    path.write_bytes(b"".join(frames))
+    frames = [COMPRESS[suffix](text.hex().encode()) for text in texts]
+    path = tmp_path_factory.mktemp("archives") / f"a.txt{suffix}"
+    path.write_bytes(b"".join(frame + bytes(4 * padding) for frame in frames))
     assert read_text(path) == b"".join(texts).hex()
-    last = frames[-1][: 1 + int(cut * (len(frames[-1]) - 1))]
+    last = frames[-1][: int(cut * len(frames[-1]))]
     path.write_bytes(b"".join([*frames[:-1], last]))
-    if last != frames[-1]:
-        with pytest.raises(UserError, match=r"a.txt.zst is a broken .zst file"):
+    if last or not frames[:-1]:
+        with pytest.raises(UserError, match=f"a.txt{suffix} is a broken {suffix} file"):
             read_text(path)
+
+
+@given(damaged=st.integers(0, 9), place=st.floats(0, 1, exclude_max=True))
+def test_damage_in_any_stream_is_found(tmp_path_factory, damaged, place):
+    streams = [lzma.compress(f"line {number}\n".encode() * 500) for number in range(10)]
+    stream = bytearray(streams[damaged])
+    stream[int(place * len(stream))] ^= 1
+    streams[damaged] = bytes(stream)
+    path = tmp_path_factory.mktemp("archives") / "a.txt.xz"
+    path.write_bytes(b"".join(streams))
+    with pytest.raises(UserError, match=r"a.txt.xz is a broken .xz file"):
+        read_text(path)
+
+
+def test_frames_of_a_long_history_are_read(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    path = tmp_path / "a.txt.zst"
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path.write_bytes(compressor.compress(b"long") + compressor.flush())
+    assert read_text(path) == "long"
 
 
 def test_whole_files_that_cannot_be_read(tmp_path):
