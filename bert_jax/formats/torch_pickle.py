@@ -50,8 +50,16 @@ class _Tensor(NamedTuple):
 
 
 def _rebuild_tensor(
-    storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: Any
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: bool,
+    backward_hooks: Any,
+    metadata: Any = None,
 ) -> _Tensor:
+    if metadata:  # such as that the numbers are to be negated
+        raise ValueError(f"a tensor is to be read in another way than its numbers say: {metadata}")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -108,8 +116,9 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             return _read_archive(archive)
     except _RefusedError as refused:
         raise UserError(
-            f"{path} would run {refused} when it is loaded, which no weights need; nothing of it "
-            "was run; do not load it, and take model.safetensors from a source you trust"
+            f"{path} would run {refused} when it is loaded, which the weights of a BERT do not need; "
+            "nothing of it was run; do not load it, and take model.safetensors from a source you "
+            "trust"
         ) from None
     except Exception as error:  # unpickling what is damaged may raise anything
         raise UserError(f"{path} is damaged or incomplete ({error}); copy it again") from error
@@ -128,12 +137,22 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
         isinstance(value, _Tensor) for value in state.values()
     ):
         raise ValueError("it holds something else than tensors by name")
-    return {str(name): _read_tensor(archive, prefix, tensor) for name, tensor in state.items()}
+    # Each storage once: one may hold all tensors.
+    storages = {
+        tensor.storage: _read_storage(archive, prefix, tensor.storage) for tensor in state.values()
+    }
+    return {str(name): _view(storages[tensor.storage], tensor) for name, tensor in state.items()}
 
 
-def _read_tensor(archive: zipfile.ZipFile, prefix: str, tensor: _Tensor) -> np.ndarray:
-    dtype = np.dtype(_DTYPES[tensor.storage.type_name])
-    elements = np.frombuffer(archive.read(f"{prefix}data/{tensor.storage.key}"), dtype)
+def _read_storage(archive: zipfile.ZipFile, prefix: str, storage: _Storage) -> np.ndarray:
+    entry = archive.getinfo(f"{prefix}data/{storage.key}")
+    # PyTorch compresses nothing, and what is compressed could be of any size.
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("its tensors are compressed")
+    return np.frombuffer(archive.read(entry), _DTYPES[storage.type_name])
+
+
+def _view(elements: np.ndarray, tensor: _Tensor) -> np.ndarray:
     # as_strided trusts its arguments, and a file is not to be trusted.
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
     if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
@@ -143,6 +162,6 @@ def _read_tensor(archive: zipfile.ZipFile, prefix: str, tensor: _Tensor) -> np.n
     return np.lib.stride_tricks.as_strided(
         elements[tensor.offset :],
         tensor.shape,
-        [step * dtype.itemsize for step in tensor.strides],
+        [step * elements.itemsize for step in tensor.strides],
         writeable=False,
     )

@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,34 @@ def test_a_truncated_file_is_told(cut: float, tmp_path_factory: pytest.TempPathF
     path.write_bytes(buffer.getvalue()[: int(cut * len(buffer.getvalue()))])
     with pytest.raises(UserError, match="damaged or incomplete"):
         read_torch_file(path)
+
+
+def test_a_storage_of_many_tensors_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    flat = torch.arange(1_000_000.0)
+    torch.save({f"part {i}": flat[i * 10_000 : (i + 1) * 10_000] for i in range(100)}, path)
+    tracemalloc.start()
+    read = read_torch_file(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * flat.nbytes  # and not a hundred times
+    np.testing.assert_array_equal(np.concatenate(list(read.values())), flat)
+
+
+def test_a_tensor_that_is_to_be_negated_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch._neg_view(torch.ones(3))}, tmp_path / "w.bin")
+    with pytest.raises(UserError, match="in another way than its numbers say: {'neg': True}"):
+        read_torch_file(tmp_path / "w.bin")
+
+
+def test_compressed_tensors_are_refused(tmp_path: Path) -> None:
+    stored, compressed = tmp_path / "w.bin", tmp_path / "small.bin"
+    torch.save({"x": torch.zeros(100_000)}, stored)
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(compressed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="its tensors are compressed"):
+        read_torch_file(compressed)
 
 
 class _Storage:
