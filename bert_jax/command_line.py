@@ -28,16 +28,16 @@ EXIT_BROKEN_PIPE = 141
 EXIT_FAULT = 1  # as Python has it
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # writing to an open file names no file
-_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of a file that is named
 
 
 def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
     """Runs an entry point and exits with its code; a mistake of the user's costs one line.
 
-    ``UserError`` and a full or unwritable disk end with ``error: ...`` on standard error and code
-    2, Ctrl-C with ``interrupted`` and code 130, and standard output that nobody reads any more in
-    silence with code 141, as shells have it. Whatever else is raised is a fault of the program and
-    keeps its traceback.
+    ``UserError``, a full or unwritable disk and a file's name that no disk takes end with
+    ``error: ...`` on standard error and code 2, Ctrl-C with ``interrupted`` and code 130, and
+    standard output that nobody reads any more in silence with code 141, as shells have it. Whatever
+    else is raised is a fault of the program and keeps its traceback.
 
     Args:
       main: the program; returns its exit code, None for 0.
@@ -57,8 +57,8 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
     except OSError as error:
-        forbidden = error.errno in _FORBIDDEN and error.filename is not None
-        if error.errno in _FULL_DISK or forbidden:
+        unusable = error.errno in _UNUSABLE and error.filename is not None
+        if error.errno in _FULL_DISK or unusable:
             place = f"{error.filename} cannot be used: " if error.filename else ""
             code = _fail(f"{place}{error.strerror}")
         else:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from bert_jax.command_line import ArgumentParser, run
+from bert_jax.data.file_lines import is_unicode
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import load_adapter
 from bert_jax.formats.hugging_face import (
@@ -45,6 +46,8 @@ from bert_jax.training.workdir import CONFIG, write_config
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and converts; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    if not is_unicode(arguments.out):
+        raise UserError(f"{arguments.out!a} is no name in UTF-8; choose another")
     for place in (arguments.out, arguments.source if arguments.command.startswith("from-") else ""):
         if is_remote(place):
             raise UserError(
@@ -195,24 +198,28 @@ def _to_hugging_face(model: Pretrained, arguments: argparse.Namespace, out: Path
             for_sentences=pooling is not None,
         )
     notes = list(model.notes)
-    if description.head is Head.NONE and pooling is None:
-        if not description.pooler:
-            notes.append(
-                "load it with AutoModel.from_pretrained(..., add_pooling_layer=False): no pooler"
-            )
-        default = ModelDescription(description.config, Head.NONE)
-        if _embeds(description) != _embeds(default):
-            notes.append(
-                f"how embeddings are made ({_embeds(description)}) is not written; to keep it, "
-                f"give --pooling {description.pooling}"
-            )
-    if description.options:
+    if description.head is Head.NONE and pooling is None and not description.pooler:
         notes.append(
-            "transformers has no place for these settings of its predictions: "
-            + ", ".join(f"{name}={value}" for name, value in description.options.items())
+            "load it with AutoModel.from_pretrained(..., add_pooling_layer=False): no pooler"
         )
+    notes += _left_out(description, pooled=pooling is not None)
     if description.head is Head.PRETRAINING and description.pooler:
         notes.append("for the fill-mask pipeline, --head mlm leaves out what it would warn of")
+    return notes
+
+
+def _left_out(description: ModelDescription, *, pooled: bool) -> list[str]:
+    """What of a model other programs' files do not hold; embeddings only if they are pooled."""
+    notes = []
+    default = ModelDescription(description.config, Head.NONE)
+    if description.head is Head.NONE and not pooled and _embeds(description) != _embeds(default):
+        notes.append(
+            f"how embeddings are made ({_embeds(description)}) is not written; to-hf --pooling "
+            f"{description.pooling} does so"
+        )
+    if description.options:
+        settings = (f"{name}={value}" for name, value in description.options.items())
+        notes.append(f"these settings of its predictions are not written: {', '.join(settings)}")
     return notes
 
 
@@ -227,7 +234,7 @@ def _to_onnx(model: Pretrained, out: Path) -> Sequence[str]:
     with write_directory_atomically(out) as directory:
         write_onnx(directory / "model.onnx", params, model.description)
         write_config_and_tokenizer(directory, model.description, model.tokenizer)
-    return model.notes
+    return [*model.notes, *_left_out(model.description, pooled=False)]
 
 
 def _workdir(source: str) -> Path:

@@ -348,6 +348,10 @@ def test_output_that_nobody_reads_ends_the_program_in_silence():
             OSError(errno.EROFS, "Read-only file system", Path("a")),
             "a cannot be used: Read-only file system",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "aaa"),
+            "aaa cannot be used: File name too long",
+        ),
     ],
 )
 def test_a_disk_that_cannot_be_used_is_one_line(error, message, capsys):

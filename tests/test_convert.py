@@ -167,6 +167,15 @@ def test_what_cannot_be_read_leaves_nothing_behind(
     assert not (tmp_path / "theirs" / "made").exists()
 
 
+def test_names_that_cannot_be_are_told(tmp_path: Path) -> None:
+    source, out = str(tmp_path / "theirs"), str(tmp_path / "out")
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    with pytest.raises(UserError, match=r"\\udcff' is no name in UTF-8; choose another"):
+        main(["from-hf", source, f"{out}\udcff"])
+    with pytest.raises(UserError, match="is a directory; name the checkpoint"):
+        main(["from-tf", ".", out])
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     models.write_model(tmp_path / "theirs", CASES["encoder"])
     (tmp_path / "out").mkdir()
@@ -203,9 +212,9 @@ def test_what_an_export_does_not_hold_is_told(
     theirs = tmp_path / "theirs"
     main(["to-hf", str(theirs), str(tmp_path / "sentences"), "--pooling", "cls", "--normalize"])
     main(["to-hf", str(tmp_path / "sentences"), str(tmp_path / "bare")])
-    assert "(pooling cls, normalized) is not written; to keep it, give --pooling cls" in (
-        capsys.readouterr().out
-    )
+    main(["to-onnx", str(tmp_path / "sentences"), str(tmp_path / "graph")])
+    told = "note: how embeddings are made (pooling cls, normalized) is not written; to-hf --pooling"
+    assert capsys.readouterr().out.count(told) == 2
     edit_config(theirs, architectures=["BertForSequenceClassification"])
     main(["to-hf", str(theirs), str(tmp_path / "out")])
     assert "note: classifier.bias was missing and was initialised" in capsys.readouterr().out

@@ -15,7 +15,6 @@ import zstandard
 from bert_jax.errors import UserError
 
 
-
 class _Decompressor(Protocol):
     """Of one frame of a compressed file, which may have several (gzip: members, xz: streams)."""
 

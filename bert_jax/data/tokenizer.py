@@ -164,8 +164,8 @@ class WordPieceTokenizer:
           path: the file.
           lowercase: whether to lower-case text and strip accents. None takes what a
             ``tokenizer.json`` says, and takes a ``vocab.txt`` as cased when more than a hundredth
-            of its tokens hold an ASCII capital (of google-research/bert's vocabularies the cased
-            ones are far above that, the uncased and Chinese ones far below).
+            of its tokens hold a capital (of google-research/bert's vocabularies the cased ones are
+            far above that, the uncased and Chinese ones far below).
 
         Raises:
           UserError: the file cannot be read, is not a WordPiece vocabulary, lacks a special token,
@@ -381,7 +381,7 @@ def _wordpiece(ids: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
 
 def _looks_cased(vocabulary: Sequence[str]) -> bool:
     words = [token for token in vocabulary if not token.startswith("[")]
-    capitalised = sum(any("A" <= character <= "Z" for character in word) for word in words)
+    capitalised = sum(any(map(str.isupper, word)) for word in words)
     return capitalised > len(words) / 100
 
 

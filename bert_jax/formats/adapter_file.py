@@ -131,12 +131,13 @@ def load_adapter(path: str | Path, base: Pretrained) -> Pretrained:
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """The metadata and the tensors of a file."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(Path(path).expanduser(), framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a file that save_adapter wrote") from None
-    except (OSError, safetensors.SafetensorError, TypeError) as error:
+    # AttributeError: of types that NumPy has not.
+    except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
     if metadata.get("format") != _FORMAT or not metadata.keys() >= _METADATA:
         raise UserError(f"{path} is no adapter file; give one that save_adapter wrote")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data.file_lines import is_unicode
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig, default_unroll
 from bert_jax.models.description import Head, ModelDescription
@@ -108,7 +109,7 @@ def _head(
 ) -> tuple[Head, bool]:
     """The head, and whether there is a pooler."""
     architectures = fields.get("architectures") or [None]
-    if not isinstance(architectures, list):
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str | None):
         raise UserError(f"{origin} has architectures={architectures!r}; make it a list of one name")
     architecture = architectures[0]
     if architecture is not None and architecture not in _ARCHITECTURES:
@@ -171,12 +172,13 @@ def _label_names(
                 "... without gaps; correct it"
             )
         labels = [names[str(number)] for number in range(len(names))]
-        if not all(isinstance(label, str | int | float) for label in labels) or len(
-            set(map(str, labels))
-        ) < len(labels):
+        are_texts = all(
+            isinstance(label, str | int | float) and is_unicode(str(label)) for label in labels
+        )
+        if not are_texts or len(set(map(str, labels))) < len(labels):
             raise UserError(
                 f"{origin} has in config.json an id2label in which labels are alike or no texts: "
-                f"{labels}; give each output a name of its own"
+                f"{labels!a}; give each output a name of its own"
             )
         return tuple(map(str, labels))
     bias = tensors.get("classifier.bias")

@@ -142,12 +142,27 @@ def _check_frame(path: Path, tokenizer: WordPieceTokenizer) -> None:
 
 
 def _added_tokens(directory: Path, settings: dict[str, Any]) -> set[str]:
-    added = list((settings.get("added_tokens_decoder") or {}).values())
-    if (directory / _TOKENIZER).is_file():
-        added += read_object(directory / _TOKENIZER).get("added_tokens") or []
+    decoder = settings.get("added_tokens_decoder") or {}
     path = directory / "added_tokens.json"
     of_file = set(read_object(path)) if path.is_file() else set()
-    return of_file | {token["content"] for token in added}
+    try:
+        added = {_content(token) for token in decoder.values()}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{directory / _SETTINGS} has an added_tokens_decoder that does not give the content "
+            "of each token; correct it"
+        ) from None
+    if (directory / _TOKENIZER).is_file():
+        of_tokenizer = read_object(directory / _TOKENIZER).get("added_tokens") or []
+        added |= {token["content"] for token in of_tokenizer}
+    return of_file | added
+
+
+def _content(token: dict[str, Any]) -> str:
+    content = token["content"]
+    if not isinstance(content, str):
+        raise TypeError
+    return content
 
 
 def write_tokenizer(directory: Path, tokenizer: WordPieceTokenizer, max_length: int) -> None:

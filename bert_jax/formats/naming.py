@@ -125,33 +125,40 @@ def to_params(
       UserError: a tensor of the encoder is missing, or one has another shape.
     """
     abstract = flatten_dict(_shapes(description), sep="/")
-    parameters = {name: np.zeros(leaf.shape, np.float32) for name, leaf in abstract.items()}
     table = list(_table({name: leaf.shape for name, leaf in abstract.items()}, description))
     missing = [tensor for tensor in table if tensor.name not in tensors]
-    for tensor in missing:
-        if tensor.parameter.startswith("encoder/"):
-            raise UserError(
-                f"{origin} is no complete BERT encoder: it lacks {tensor.name}; look whether all "
-                "of its files were copied"
-            )
-    if missing:
-        fresh = _initialise(description)
-        for tensor in missing:
-            tensor.fill(parameters, tensor.export(fresh))
+    # Before anything is allocated: a config may ask for more than there is memory.
     for tensor in table:
-        if tensor.name in tensors:
-            theirs = tensors[tensor.name]
-            if theirs.shape != tensor.shape or not _is_floating(theirs):
-                raise UserError(
-                    f"{origin} has {tensor.name} as {theirs.dtype}{list(theirs.shape)}, and its "
-                    f"config asks for floating-point {list(tensor.shape)}; its config.json belongs "
-                    "to another model"
-                )
-            tensor.fill(parameters, theirs)
+        if tensor in missing:
+            _check_missing(tensor, origin)
+        else:
+            _check_fit(tensor, tensors[tensor.name], origin)
+    parameters = {name: np.zeros(leaf.shape, np.float32) for name, leaf in abstract.items()}
+    fresh = _initialise(description) if missing else {}
+    for tensor in table:
+        theirs = tensor.export(fresh) if tensor in missing else tensors[tensor.name]
+        tensor.fill(parameters, theirs)
     notes = [f"{tensor.name} was missing and was initialised" for tensor in missing]
     unused = sorted(tensors.keys() - {tensor.name for tensor in table})
     notes += [f"{name} was not used: the model has no such part" for name in unused]
     return unflatten_dict(parameters, sep="/"), notes
+
+
+def _check_missing(tensor: _Tensor, origin: str) -> None:
+    if tensor.parameter.startswith("encoder/"):
+        raise UserError(
+            f"{origin} is no complete BERT encoder: it lacks {tensor.name}; look whether all of "
+            "its files were copied"
+        )
+
+
+def _check_fit(tensor: _Tensor, theirs: np.ndarray, origin: str) -> None:
+    if theirs.shape != tensor.shape or not _is_floating(theirs):
+        raise UserError(
+            f"{origin} has {tensor.name} as {theirs.dtype}{list(theirs.shape)}, and its config "
+            f"asks for floating-point {list(tensor.shape)}; its config.json belongs to another "
+            "model"
+        )
 
 
 def canonical(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:

@@ -80,9 +80,10 @@ def _check_model_config(path: Path) -> None:
     """Refuses what changes embeddings before or after the modules."""
     fields = read_object(path) if path.is_file() else {}
     prompts, name = fields.get("prompts") or {}, fields.get("default_prompt_name")
+    is_used = name is not None and not (isinstance(prompts, dict) and not prompts.get(str(name)))
     changes = {
         "truncate_dim": fields.get("truncate_dim"),
-        "default_prompt_name": name if name is not None and prompts.get(name) else None,
+        "default_prompt_name": name if is_used else None,
     }
     for key, value in changes.items():
         if value is not None:

@@ -84,9 +84,9 @@ def _read_flax(path: Path) -> dict[str, np.ndarray]:
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
         leaves: Mapping[str, Any] = flatten_dict(tree, sep="/")
+        return dict(from_flax_name(name, np.asarray(leaf)) for name, leaf in leaves.items())
     except Exception as error:  # msgpack has no one class for what a damaged file may raise
         raise _damaged(path, error) from error
-    return dict(from_flax_name(name, np.asarray(leaf)) for name, leaf in leaves.items())
 
 
 def from_flax_name(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:

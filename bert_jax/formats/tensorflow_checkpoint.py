@@ -17,8 +17,10 @@ from bert_jax.formats.tensor_files import from_flax_name
 
 _CONFIG = "bert_config.json"
 _VOCABULARY = "vocab.txt"
-# What optimizers keep beside a variable, and the count of steps.
-_OPTIMIZER_SLOT = re.compile(r"/((adam|lamb|lars)_[mv]|Adam(_1)?|Momentum)$|^global_step$")
+# What optimizers keep beside a variable, and for all of them.
+_OPTIMIZER_SLOT = re.compile(
+    r"/((adam|lamb|lars)_[mv]|Adam(_1)?|Momentum)$|^(global_step|beta[12]_power|loss_scale)$"
+)
 # Variables that are not named after a layer; those of heads are [out, in] already.
 _NAMES = {
     "cls/predictions/output_bias": "cls.predictions.bias",
@@ -40,6 +42,8 @@ def read_tensorflow_checkpoint(checkpoint: Path) -> ForeignModel:
     Raises:
       UserError: TensorFlow is not installed, or the files cannot be read or are not BERT's.
     """
+    if not checkpoint.name:
+        raise UserError(f"{checkpoint} is a directory; name the checkpoint, as bert_model.ckpt")
     checkpoint = checkpoint.with_name(re.sub(r"\.(index|data-\d+-of-\d+)$", "", checkpoint.name))
     if not checkpoint.with_name(checkpoint.name + ".index").is_file():
         raise UserError(
@@ -48,7 +52,9 @@ def read_tensorflow_checkpoint(checkpoint: Path) -> ForeignModel:
         )
     fields = read_object(checkpoint.with_name(_CONFIG))
     tokenizer = WordPieceTokenizer.from_file(checkpoint.with_name(_VOCABULARY))
-    return build_model(fields, _read_tensors(checkpoint), tokenizer, str(checkpoint))
+    model = build_model(fields, _read_tensors(checkpoint), tokenizer, str(checkpoint))
+    habit = "lower-cased, for few tokens" if tokenizer.lowercase else "cased, for many tokens"
+    return model._replace(notes=(f"text is {habit} of {_VOCABULARY} have capitals", *model.notes))
 
 
 def _read_tensors(checkpoint: Path) -> dict[str, np.ndarray]:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import difflib
-import math
 import re
-from numbers import Integral, Real
+import sys
+from numbers import Integral
 from typing import Any
 
 from bert_jax.errors import UserError
@@ -12,6 +12,8 @@ from bert_jax.errors import UserError
 # Tables over the vocabulary are stored with a multiple of this many rows, so that they divide over
 # a mesh and fill a TPU's lanes. The rows past `vocabulary_size` are zero and stay zero.
 VOCABULARY_MULTIPLE = 128
+_INFINITE = sys.float_info.max
+_TOO_MANY = 2**31  # rows, columns or layers: they are numbered in 32 bits
 
 # (layers, width) of the models that google-research/bert named; heads = width / 64 and the
 # feed-forward width = 4 * width in all of them and in the 24 miniatures of Turc et al.,
@@ -149,17 +151,16 @@ class BertConfig:
         )
         for name in counts:
             value = getattr(self, name)
-            if value < 1:
-                raise UserError(f"{name} is {value}; give a number of at least 1.")
+            if not 1 <= value < _TOO_MANY:
+                raise UserError(f"{name} is {value}; give a number from 1 to {_TOO_MANY - 1}.")
         for name in ("hidden_dropout", "attention_dropout"):
             rate = getattr(self, name)
             if not 0.0 <= rate < 1.0:
                 raise UserError(f"{name} is {rate}; give a share from 0 up to, not including, 1.")
-        if not 0.0 <= self.layer_norm_epsilon < math.inf:
-            raise UserError(
-                f"layer_norm_epsilon is {self.layer_norm_epsilon}; give a small number, such as "
-                "1e-12."
-            )
+        for name in ("layer_norm_epsilon", "initializer_stddev"):
+            value = getattr(self, name)
+            if value < 0.0:
+                raise UserError(f"{name} is {value}; give a small number from 0 up.")
         if self.width % self.heads:
             raise UserError(
                 f"width {self.width} does not divide into {self.heads} heads; "
@@ -200,7 +201,9 @@ class BertConfig:
             value = getattr(self, field.name)
             if field.type is int and not isinstance(value, Integral):
                 raise UserError(f"{field.name} is {value!r}; give a whole number.")
-            if field.type is float and not isinstance(value, Real):
+            # Neither infinite nor a NaN, nor a whole number that no float is as large as.
+            is_number = isinstance(value, int | float) and -_INFINITE < value < _INFINITE
+            if field.type is float and not is_number:
                 raise UserError(f"{field.name} is {value!r}; give a number.")
 
     def _check_kernels(self) -> None:

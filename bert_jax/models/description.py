@@ -66,7 +66,8 @@ class ModelDescription:
       options: settings of a task that its predictions need, such as a threshold.
 
     Raises:
-      UserError: the head needs labels and there are none.
+      UserError: the head needs labels and there are none, two are alike, or `max_length` is no
+        length.
     """
 
     config: BertConfig
@@ -81,6 +82,11 @@ class ModelDescription:
     def __post_init__(self) -> None:
         if self.head in (Head.CLASSIFICATION, Head.MULTI_LABEL, Head.TAGGING) and not self.labels:
             raise UserError(f"a model for {self.head} needs the names of its labels")
+        texts = all(isinstance(label, str) for label in self.labels)
+        if not texts or len(set(self.labels)) < len(self.labels):
+            raise UserError(f"the labels {self.labels} are alike or no texts; give each its name")
+        if type(self.max_length) is not int or self.max_length < 1:
+            raise UserError(f"max_length is {self.max_length!r}; give a whole number of tokens")
 
     def model(self) -> nn.Module:
         """The flax module; apply it to parameters of this description."""
@@ -141,5 +147,5 @@ class ModelDescription:
                     "pooling": Pooling(fields["pooling"]),
                 }
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"the description of a model cannot be read: {error}") from None

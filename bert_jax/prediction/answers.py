@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bert_jax.data.file_lines import is_unicode
 from bert_jax.data.question_windows import QuestionWindows, make_windows
 from bert_jax.data.questions import Question
 from bert_jax.errors import UserError
@@ -124,6 +125,8 @@ def _reader(arguments: argparse.Namespace) -> Reader:
 def _run(model: Pretrained, arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
+    if arguments.context is not None and not is_unicode(arguments.context):
+        raise UserError("--context is not UTF-8; write each question and its context in a file")
     options = answer_options(model)
     if arguments.no_answer_threshold is not None:
         if math.isnan(arguments.no_answer_threshold):

@@ -12,7 +12,7 @@ from bert_jax.data.text_rows import make_text_rows
 from bert_jax.errors import UserError
 from bert_jax.prediction.batches import apply_to_stream
 from bert_jax.prediction.command import Command, add_batch_flag
-from bert_jax.prediction.outputs import Answer, write_answers, write_npy
+from bert_jax.prediction.outputs import ARRAY_SUFFIX, Answer, write_answers, write_npy
 from bert_jax.prediction.sources import Example, read_examples, read_file, whole_lines
 from bert_jax.pretrained import Pretrained
 
@@ -38,7 +38,7 @@ def _embed_stream(
 def _embed(model: Pretrained, arguments: argparse.Namespace) -> None:
     examples = read_examples(arguments, whole_lines(arguments))
     blocks = _embed_stream(model, examples, arguments.batch_size)
-    if arguments.output is not None and arguments.output.endswith(".npy"):
+    if arguments.output is not None and arguments.output.endswith(ARRAY_SUFFIX):
         if arguments.json:
             raise UserError("--json and an --output that ends in .npy contradict; give one of them")
         write_npy((vectors for _, vectors in blocks), arguments.output, model.config.width)

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from bert_jax.data.file_lines import COMPRESSIONS
+from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import open_atomically
 from bert_jax.training.progress import follow
+
+ARRAY_SUFFIX = ".npy"
 
 
 class Answer(NamedTuple):
@@ -35,8 +39,10 @@ def write_answers(answers: Iterable[Answer], path: str | None, *, as_json: bool)
       as_json: whether to write an object a line.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or its name promises something else than text.
     """
+    if path is not None and path.lower().endswith((*COMPRESSIONS, ARRAY_SUFFIX)):
+        raise UserError(f"--output {path} would be plain text; give it a name that ends otherwise")
     with _open(path) as file:
         for answer in answers if path is None else follow(answers, None, "answers"):
             shown = json.dumps(answer.record, ensure_ascii=False) if as_json else answer.text
@@ -46,13 +52,16 @@ def write_answers(answers: Iterable[Answer], path: str | None, *, as_json: bool)
 @contextlib.contextmanager
 def _open(path: str | None) -> Iterator[TextIO]:
     if path is None:
+        if sys.stdout is None:
+            raise UserError("standard output is closed; give --output FILE")
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # as files are, whatever the terminal's locale
+            # As files are, whatever the terminal's locale. A file's name need not be UTF-8.
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         yield sys.stdout
         sys.stdout.flush()  # here, where a closed pipe can still be told
         return
     with open_atomically(Path(path).expanduser()) as raw:
-        file = io.TextIOWrapper(raw, encoding="utf-8", newline="\n")
+        file = io.TextIOWrapper(raw, "utf-8", errors="backslashreplace", newline="\n")
         yield file
         file.flush()
         file.detach()

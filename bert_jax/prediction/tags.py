@@ -119,7 +119,8 @@ def entities_of(text: Words, tags: Sequence[str], labels: Sequence[str]) -> list
     if all(map(is_entity_tag, labels)):
         pieces = get_entities(list(tags))
     else:
-        pieces = [(tag, word, word) for word, tag in enumerate(tags)]
+        # A word of which nothing is left once it is normalised has no tag of the model's.
+        pieces = [(tag, word, word) for word, tag in enumerate(tags) if tag in labels]
     found = []
     for kind, first, last in pieces:
         start, end = text.spans[first][0], text.spans[last][1]

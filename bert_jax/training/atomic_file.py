@@ -15,6 +15,8 @@ from bert_jax.storage import as_path, is_remote
 def explain_write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns an ``OSError`` of the block (full, read-only or missing disk) into a ``UserError``.
 
+    But not that of a pipe that nobody reads any more.
+
     Args:
       path: what is being written; the message names it.
 
@@ -23,6 +25,8 @@ def explain_write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -60,11 +64,12 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
       UserError: when the disk is full or the directory cannot be written.
     """
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        with explain_write_errors(target), open(target, "wb") as file:
+    if os.path.exists(path) and not os.path.isfile(path):
+        # By the name that was given: what /dev/stdout leads to may have none.
+        with explain_write_errors(path), open(path, "wb") as file:
             yield file
         return
+    target = Path(path).resolve()
     # In the same directory, because a rename is atomic only within one file system; and of a fixed
     # name, so that what a killed run leaves behind is overwritten by the next.
     partial = target.with_name(f".{target.name}.partial")

@@ -221,8 +221,9 @@ def test_case_is_inferred_from_a_vocab_txt(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*SPECIAL_TOKENS, "paris", "##s"]))
     assert WordPieceTokenizer.from_file(path).lowercase
-    path.write_text("\n".join([*SPECIAL_TOKENS, "Paris", "##s"]))
-    assert not WordPieceTokenizer.from_file(path).lowercase
+    for capitalised in ("Paris", "Москва", "Ёлка"):
+        path.write_text("\n".join([*SPECIAL_TOKENS, capitalised, "##s"]))
+        assert not WordPieceTokenizer.from_file(path).lowercase
     assert WordPieceTokenizer.from_file(path, lowercase=True).lowercase
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,26 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=r"is damaged: its parameter classifier/"):
             load_adapter(rewritten(wrong, path), base)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["O", "O", "O"]}, "alike or no texts"),
+        ({"labels": [1, 2, 3]}, "alike or no texts"),
+        ({"max_length": "x"}, "max_length is 'x'; give"),
+    ],
+)
+def test_descriptions_of_no_model(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    base = make_base()
+    path = tmp_path / "tagger.safetensors"
+    save(path, adapt(base, ADAPTATIONS["lora"]), base)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    metadata["description"] = json.dumps(json.loads(metadata["description"]) | change)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, metadata)
+    with pytest.raises(UserError, match=f"tagger.safetensors is damaged: .*{message}"):
+        load_adapter(path, base)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +262,13 @@ REFUSALS = {
     "a gap": ({"id2label": {"0": "a", "2": "b", "5": "c"}}, "0, 1, 2, ... without gaps"),
     "a list of labels": ({"id2label": ["a", "b", "c"]}, "0, 1, 2, ... without gaps"),
     "two problems": ({"problem_type": ["regression"]}, r"problem_type=\['regression'\]"),
+    "a list for a name": ({"architectures": [["BertModel"]]}, r"architectures=\[\['BertModel'\]\]"),
+    "half a character": ({"id2label": {"0": "\ud800", "1": "a", "2": "b"}}, "alike or no texts"),
+    "more than memory": ({"intermediate_size": 2**31 - 1}, r"config asks for .*2147483647"),
+    "more than 32 bits": ({"vocab_size": 10**12}, r"vocabulary_size is 10{12}; give a number from"),
+    "no float": ({"layer_norm_eps": 10**400}, r"layer_norm_epsilon is 10+; give a number"),
+    "no number": ({"initializer_range": math.nan}, "initializer_stddev is nan; give a number"),
+    "a negative deviation": ({"initializer_range": -1.0}, r"initializer_stddev is -1\.0"),
     "a word for a list": ({"architectures": "BertModel"}, "architectures='BertModel'; make it"),
 }
 
@@ -322,6 +330,8 @@ def test_the_tokenizer_is_the_one_that_transformers_would_load(tmp_path: Path) -
         ({"unk_token": {"content": "a"}}, "unk_token='a'"),
         ({"do_lower_case": "yes"}, "do_lower_case='yes'; make it true or false"),
         ({"model_max_length": [1]}, r"model_max_length=\[1\]; make it"),
+        ({"added_tokens_decoder": ["a"]}, "added_tokens_decoder that does not give the content"),
+        ({"added_tokens_decoder": {"5": {"content": 5}}}, "that does not give the content"),
     ):
         settings.write_text(json.dumps(fields | change))
         with pytest.raises(UserError, match=message):

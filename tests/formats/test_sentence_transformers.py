@@ -109,6 +109,11 @@ def test_lower_casing_that_the_tokenizer_does_not_do_is_refused(tmp_path: Path) 
             '{"prompts": {"query": "query: "}, "default_prompt_name": "query"}',
             "default_prompt_name='query'",
         ),
+        (
+            "config_sentence_transformers.json",
+            '{"prompts": ["query: "], "default_prompt_name": ["query"]}',
+            r"default_prompt_name=\['query'\]",
+        ),
         ("sentence_bert_config.json", '{"max_seq_length": "128"}', "max_seq_length='128'"),
     ],
 )

@@ -39,7 +39,12 @@ def test_truncated_safetensors_are_told(
         read_tensors(directory)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x81\xa1a", b"\xc1", b"\x93\x01\x02\x03", b"\x01"])
+RAGGED = b"\x81\xa1a\x92\x91\x01\x92\x01\x02"  # {"a": [[1], [1, 2]]}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x81\xa1a", b"\xc1", b"\x93\x01\x02\x03", b"\x01", RAGGED]
+)
 def test_a_damaged_msgpack_is_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "flax_model.msgpack").write_bytes(content)
     with pytest.raises(UserError, match=r"flax_model\.msgpack is damaged or incomplete"):

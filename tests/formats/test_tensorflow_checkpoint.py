@@ -35,6 +35,9 @@ RENAMED = {
 }
 
 
+LOWER_CASED = "text is lower-cased, for few tokens of vocab.txt have capitals"
+
+
 def tensorflow_name(name: str) -> tuple[str, bool]:
     """The variable's name, and whether it is the transposed kernel of a dense layer."""
     if name in RENAMED:
@@ -56,6 +59,7 @@ def write_checkpoint(directory: Path, case_name: str) -> tuple[Path, dict[str, n
         array = parameter.detach().numpy()
         variables[path] = array.T if is_kernel else array
     slots = {f"{name}/adam_{slot}": array for name, array in variables.items() for slot in "mv"}
+    slots |= {name: np.float32(1) for name in ("beta1_power", "beta2_power", "loss_scale")}
     directory.mkdir()
     with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:
         for name, array in (variables | slots).items():
@@ -84,13 +88,13 @@ def test_a_checkpoint_equals_its_transformers_twin(name: str, tmp_path: Path) ->
     assert model.tokenizer.hash == twin.tokenizer.hash
     assert jax.tree.structure(model.params) == jax.tree.structure(twin.params)
     jax.tree.map(np.testing.assert_array_equal, model.params, twin.params)
-    assert model.notes == ()
+    assert model.notes == (LOWER_CASED,)
 
 
 def test_the_command_makes_a_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, _ = write_checkpoint(tmp_path / "google", "pretraining")
     assert main(["from-tf", f"{checkpoint}.index", str(tmp_path / "work")]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'work'}\n"
+    assert capsys.readouterr().out == f"note: {LOWER_CASED}\nwrote {tmp_path / 'work'}\n"
     loaded = load(tmp_path / "work")
     assert loaded.description.head is Head.PRETRAINING
     assert loaded.record is not None

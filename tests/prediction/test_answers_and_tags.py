@@ -172,8 +172,8 @@ def test_entities_are_pieces_of_the_text():
 
 
 def test_tags_of_no_entities_are_those_of_words():
-    tags = ["NOUN", "NOUN", "PUNCT", "I", "NOUN"]
-    words = entities_of(Words.of_text("Ann  Lee, of Rome"), tags, ["NOUN", "PUNCT", "I"])
+    tags = ["NOUN", "NOUN", "PUNCT", "O", "I", "NOUN"]  # O: of a word that has no tokens
+    words = entities_of(Words.of_text("Ann  Lee, \u200b of Rome"), tags, ["NOUN", "PUNCT", "I"])
     assert [(word.type, word.text) for word in words] == [
         *(("NOUN", "Ann"), ("NOUN", "Lee"), ("PUNCT", ","), ("I", "of"), ("NOUN", "Rome")),
     ]
@@ -184,6 +184,9 @@ def test_tags_of_no_entities_are_those_of_words():
     [
         (["Who?"], "text 1 is not QUESTION, a tab, CONTEXT"),
         (["Who?\tAnn", "--context", "Bob"], "with --context, a question alone"),
+        (["Who?", "--context", "Ann \udcff"], "--context is not UTF-8; write each"),
+        (["Who?\tAnn", "--output", "a.jsonl.gz"], "a.jsonl.gz would be plain text"),
+        (["Who?\tAnn", "--output", "a.npy"], "a.npy would be plain text"),
         (["Who?\tAnn", "--top", "0"], "--top 0 must be at least 1"),
         (["Who?\tAnn", "--batch_size", "0"], "batch_size is 0; give a whole number of at least 1"),
     ],

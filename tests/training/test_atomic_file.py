@@ -5,7 +5,11 @@ import stat
 import pytest
 
 from bert_jax.errors import UserError
-from bert_jax.training.atomic_file import write_atomically, write_directory_atomically
+from bert_jax.training.atomic_file import (
+    open_atomically,
+    write_atomically,
+    write_directory_atomically,
+)
 
 
 def test_the_content_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -36,6 +40,21 @@ def test_links_permissions_and_devices_stay_what_they_are(tmp_path):
     assert os.read(reader, 100) == b"through it"
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_pipe_is_written_by_the_name_that_it_is_given():
+    reader, writer = os.pipe()
+    write_atomically(f"/dev/fd/{writer}", b"through it")
+    assert os.read(reader, 100) == b"through it"
+
+    def write_too_late():
+        with open_atomically(f"/dev/fd/{writer}") as file:
+            os.close(reader)  # as head does when it has read enough
+            file.write(b"too late")
+
+    with pytest.raises(BrokenPipeError):
+        write_too_late()
+    os.close(writer)
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
