@@ -1,6 +1,7 @@
 """Feeds batches, made ahead of time in the background by Grain."""
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import grain
@@ -13,11 +14,12 @@ Item = TypeVar("Item")
 
 def prefetch(
     make: Callable[[int], Item], first: int, end: int, *, ahead: int = 4, workers: int = 0
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yields ``make(first)``, ``make(first + 1)``, ..., ``make(end - 1)``.
 
     Because a batch is a pure function of its number, starting at one number costs the same as
-    starting at another, and no state of this iterator is ever saved.
+    starting at another, and no state of this iterator is ever saved. Close it when it is left
+    before its end: workers hold shared memory.
 
     Args:
       make: makes an item from its number; with workers it must be picklable.
@@ -34,9 +36,10 @@ def prefetch(
         processes = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=-(-ahead // workers)
         )
-        dataset = dataset.mp_prefetch(processes)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_leave_signals_to_the_run)
+    batches = iter(dataset)
     try:
-        yield from dataset
+        yield from batches
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -44,3 +47,11 @@ def prefetch(
             "A worker process of the loader was killed, as happens when memory runs out; give "
             "fewer with --config.loader_workers"
         ) from None
+    finally:
+        batches.close()
+
+
+def _leave_signals_to_the_run(worker: int, workers: int) -> None:
+    """Lets a worker go on when a signal to all processes asks the run to save and stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 import abc
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -224,7 +224,9 @@ def process_rows(batch_size: int, mesh: Mesh) -> tuple[slice, ...]:
     return tuple(slice(s * size, e * size) for s, e in zip(starts, ends, strict=True))
 
 
-def training_batches(task: Task, first_step: int, mesh: Mesh) -> Iterator[dict[str, np.ndarray]]:
+def training_batches(
+    task: Task, first_step: int, mesh: Mesh
+) -> Generator[dict[str, np.ndarray], None, None]:
     """This process's rows of the batches from ``first_step`` to the run's end, made ahead."""
     # Asked here, because worker processes must not start JAX.
     rows = {phase: process_rows(phase.batch_size, mesh) for phase in task.phases}
