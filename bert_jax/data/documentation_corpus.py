@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Collection
@@ -20,6 +21,8 @@ from bert_jax.errors import UserError
 # Enough text for a steady validation loss: the corpus is small.
 _VALIDATION_SHARE = 0.03
 _PREFIX = "docs-"
+# How a program ends that SIGINT or SIGTERM stopped, before it could answer and after.
+_STOPPED = [code for s in (signal.SIGINT, signal.SIGTERM) for code in (-s, 128 + s)]
 
 
 def corpus_cache_directory() -> Path:
@@ -55,6 +58,7 @@ def ensure_docs_corpus(
 
     Raises:
       UserError: it could not be prepared; the reason was printed.
+      KeyboardInterrupt: a signal ended the preparation, as one to all processes of a terminal does.
     """
     key = json.dumps(
         [FORMAT_VERSION, sys.version, vocabulary_size, max_length, lowercase, _VALIDATION_SHARE]
@@ -92,6 +96,8 @@ def ensure_docs_corpus(
             f"The cache {cache} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a "
             "directory that can"
         ) from None
+    if finished.returncode in _STOPPED:
+        raise KeyboardInterrupt
     if finished.returncode != 0:
         raise UserError(
             f"The built-in corpus could not be prepared (exit code {finished.returncode}, the "
