@@ -287,10 +287,12 @@ class Checkpoints:
         """Names the checkpoint that lacks a file or a part of one, where Orbax has no one class."""
         try:
             yield
-        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(
                 f"{self._directory / str(step)} is damaged or incomplete ({first_line(error)}); "
-                "copy it again, or choose another step"
+                "copy it again, choose another step, or remove it to go on from an earlier one"
             ) from error
 
     @contextlib.contextmanager

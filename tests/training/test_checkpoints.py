@@ -10,6 +10,8 @@ from bert_jax.errors import UserError
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.state import TrainState
 
+ARRAYS = ("params/d", "params/ocdbt.process_0/d")  # an index of the numbers, and they themselves
+
 
 def make_state(step=0, width=3):
     state = TrainState(
@@ -144,13 +146,17 @@ def test_damaged_scores_are_named(tmp_path):
         Checkpoints(tmp_path, read_only=True)
 
 
-@pytest.mark.parametrize("part", ["params", "run", "params/_METADATA", "run/metadata", "params/d"])
+@pytest.mark.parametrize("part", ["params", "run", "params/_METADATA", "run/metadata", *ARRAYS])
 def test_a_damaged_checkpoint_is_named(tmp_path, part):
+    # What is smaller, or can be compressed to it, would lie in the index.
+    noise = {"layer": {"kernel": jax.random.normal(jax.random.key(0), (2, 5_000))}}
+    state = make_state(7).replace(params=noise)
+
     def read(checkpoints):
-        return checkpoints.record(7), checkpoints.restore_params(7, make_state().params)
+        return checkpoints.record(7), checkpoints.restore_params(7, state.params)
 
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(7), make_record(7))
+        checkpoints.save(state, make_record(7))
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         read(checkpoints)
     damaged = tmp_path / "checkpoints" / "7" / part
