@@ -8,11 +8,13 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import json
 import os
 import traceback
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -51,6 +53,12 @@ def load_config(specification: str) -> ConfigDict:
             "it must return an ml_collections.ConfigDict"
         )
     return config
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as it is read back from JSON, which makes lists of its tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    return plain
 
 
 def _find_get_config(

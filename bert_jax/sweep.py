@@ -13,6 +13,7 @@ each validation metric, of the best checkpoint where the recipe keeps it, and ot
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,11 +25,12 @@ from typing import Any
 from urllib.parse import quote
 
 from bert_jax.command_line import ArgumentParser, run, take_overrides
-from bert_jax.config_file import load_config, override_config
+from bert_jax.config_file import as_json, load_config, override_config
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.checkpoints import DIRECTORY
 from bert_jax.training.comparison import Point, Settings, best_of, shared_metrics, table
+from bert_jax.training.compiled_programs import DIRECTORY as COMPILED
 from bert_jax.training.continuation import config_changes
 from bert_jax.training.preemption import Preemption
 from bert_jax.training.result import RESULT, Result, read_result
@@ -40,10 +42,16 @@ _COMMA = re.compile(r",(?![^(\[]*[)\]])")
 
 
 class _Runner(Preemption):
-    """Runs programs; SIGTERM and Ctrl-C are passed on to the one under way."""
+    """Runs programs; SIGTERM and Ctrl-C are passed on to the one under way.
 
-    def __init__(self) -> None:
+    Args:
+      compiled: the directory in which the programs share what JAX compiled, unless the user has
+        named one.
+    """
+
+    def __init__(self, compiled: Path) -> None:
         super().__init__()
+        self._environment = {"JAX_COMPILATION_CACHE_DIR": str(compiled.resolve())} | os.environ
         self._process: subprocess.Popen[bytes] | None = None
         self._pending: list[int] = []  # signals that the process has not got yet
 
@@ -59,7 +67,7 @@ class _Runner(Preemption):
     def __call__(self, command: Sequence[str]) -> int:
         """Runs a program to its end; returns its exit code, 128 + N if signal N ended it."""
         # In a group of its own, or it would get a terminal's Ctrl-C twice, which means "at once".
-        self._process = subprocess.Popen(command, process_group=0)
+        self._process = subprocess.Popen(command, env=self._environment, process_group=0)
         self._pass_on()  # what came while it was started
         code = self._process.wait()
         self._process = None
@@ -90,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     # Every combination is tried before the first one runs.
     configs = {key: _resolve(arguments.config, given) for key, given in runs.items()}
-    with claim_workdir(arguments.workdir) as workdir, _Runner() as runner:
+    with claim_workdir(arguments.workdir) as workdir, _Runner(workdir / COMPILED) as runner:
         record = _Record(workdir)
         for (settings, seed), config in configs.items():
             record.check(_directory(settings, seed), config)
@@ -106,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"sweep: {workdir / directory}", file=sys.stderr, flush=True)
                 code = runner(_command(arguments.config, workdir / directory, runs[settings, seed]))
                 if code:
+                    record.forget_if_nothing_was_learnt(directory)
                     return code
                 record.finish(directory)
             results = [record.results[_directory(settings, seed)] for seed in seeds]
@@ -187,8 +196,7 @@ def _resolve(specification: str, settings: Sequence[tuple[str, str]]) -> dict[st
     config = load_config(specification)
     for key, text in settings:
         override_config(config, key, text)
-    resolved: dict[str, Any] = json.loads(json.dumps(config.to_dict()))  # tuples become lists
-    return resolved
+    return as_json(config)
 
 
 def _name(settings: Settings) -> str:
@@ -246,11 +254,18 @@ class _Record:
         self._content["runs"][directory] = {"config": config, "result": None}
         self._write()
 
+    def forget_if_nothing_was_learnt(self, directory: str) -> None:
+        """Lets a run that ended before its first checkpoint be begun with other settings."""
+        checkpoints = self._workdir / directory / DIRECTORY
+        if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+            del self._content["runs"][directory]
+            self._write()
+
     def finish(self, directory: str) -> None:
         """Notes the result of a run that has ended well.
 
         Raises:
-          UserError: it has no validation metrics to compare.
+          UserError: it has no validation metrics to compare, or was of other data than the others.
         """
         result = read_result(self._workdir / directory / RESULT)
         if not result.values:
@@ -258,6 +273,12 @@ class _Record:
                 f"{self._workdir / directory} evaluated nothing, so there is nothing to compare; "
                 "give it validation data"
             )
+        for other, theirs in self.results.items():
+            if theirs.identity and theirs.identity != result.identity:
+                raise UserError(
+                    f"the data have changed since {self._workdir / other} was trained, so that "
+                    f"{self._workdir / directory} cannot be compared; sweep in another --workdir"
+                )
         self._content["runs"][directory]["result"] = result._asdict()
         self.results[directory] = result
         self._write()

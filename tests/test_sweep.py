@@ -19,7 +19,7 @@ TOY = ("--config", "tests/toy_task.py")
 FAKE = """
 import json, os, pathlib, signal, sys
 workdir, settings = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
-(workdir / "checkpoints").mkdir(parents=True)
+(workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
 with open(workdir.parents[1] / "ran", "a") as ran:
     print(workdir.parent.name, workdir.name, file=ran)
 rate = float(settings.get("optimizer.learning_rate", 0))
@@ -31,6 +31,7 @@ if settings.get("total_steps") == "75":
     signal.pause()
 values = {"loss": 1.0, "accuracy": rate + int(settings["seed"]) / 1000}
 result = {"step": 1, "selection": "accuracy", "higher_is_better": True, "values": values}
+result["identity"] = {"data": os.environ.get("TEST_DATA", "")}
 (workdir / "result.json").write_text(json.dumps(result))
 """
 
@@ -115,6 +116,19 @@ def test_without_a_grid_seeds_are_compared(fake_runs, tmp_path, capsys):
 def test_a_run_that_fails_stops_the_sweep(fake_runs, tmp_path):
     assert sweep.main(arguments(tmp_path, "--grid", "total_steps=12,13,14")) == 2
     assert fake_runs() == ["total_steps=12 seed=0", "total_steps=13 seed=0"]
+    # What it was refused for can be corrected, since nothing was learnt; what ended well stays.
+    again = arguments(tmp_path, "--grid", "total_steps=13", "--config.batch_size=8")
+    assert sweep.main(again) == 2
+    with pytest.raises(UserError, match="total_steps=12.*begun with other settings"):
+        sweep.main(arguments(tmp_path, "--grid", "total_steps=12", "--config.batch_size=8"))
+
+
+def test_runs_of_other_data_are_not_compared(fake_runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_DATA", "a")
+    assert sweep.main(arguments(tmp_path)) == 0
+    monkeypatch.setenv("TEST_DATA", "b")
+    with pytest.raises(UserError, match="the data have changed since .*seed=0 was trained"):
+        sweep.main(arguments(tmp_path, "--seeds", "0,1"))
 
 
 def test_sigterm_is_passed_on_to_the_run(fake_runs, tmp_path):

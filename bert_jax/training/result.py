@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bert_jax.training.atomic_file import write_atomically
 
@@ -20,12 +20,14 @@ class Result(NamedTuple):
       selection: the metric that decides.
       higher_is_better: of that metric.
       values: the validation metrics by name; none where nothing was evaluated.
+      identity: fingerprints of the data and the vocabulary; none of runs of older versions.
     """
 
     step: int
     selection: str
     higher_is_better: bool
     values: dict[str, float]
+    identity: Mapping[str, Any] = {}
 
 
 def find_result(
