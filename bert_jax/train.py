@@ -16,6 +16,7 @@ import jax
 import ml_collections
 
 from bert_jax.command_line import parse_config_flags, run
+from bert_jax.config_file import as_json
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
 from bert_jax.models.reinitialisation import reinitialise_top_layers
@@ -41,7 +42,7 @@ from bert_jax.training.metrics import Sums
 from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
 from bert_jax.training.plan import describe_run, describe_step
-from bert_jax.training.preemption import Preemption
+from bert_jax.training.preemption import EXIT_PREEMPTED, Preemption
 from bert_jax.training.processes import (
     check_agreement,
     claim_shared_workdir,
@@ -74,7 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_preemption() as preemption,
     ):
         keep_compiled_programs(workdir.place.parent)
-        return train(flags.config, workdir, preemption)
+        try:
+            return train(flags.config, workdir, preemption)
+        except KeyboardInterrupt:
+            # What a task starts for itself, and ends by the same signal, knows of one kind only.
+            if preemption.requested and preemption.exit_code == EXIT_PREEMPTED:
+                return EXIT_PREEMPTED
+            raise
 
 
 def train(config: ml_collections.ConfigDict, workdir: Workdir, preemption: Preemption) -> int:
@@ -96,7 +103,7 @@ def _train(
 ) -> int:
     surroundings = environment()
     check_agreement(versions(surroundings), "versions", "the same packages")
-    check_agreement(config.to_dict(), "settings", "the same command")
+    check_agreement(as_json(config), "settings", "the same command")
     with contextlib.ExitStack() as stack:
         # --- What to train, and from where. ---
         checkpoints = stack.enter_context(
@@ -118,7 +125,7 @@ def _train(
         masking, abstract = program.masking, program.state
         record = RunRecord(
             step=0,
-            config=config.to_dict(),
+            config=as_json(config),
             identity=task.identity(),
             assets=task.assets(),
             environment=surroundings,
@@ -170,7 +177,7 @@ def _train(
         monitor = Monitor(
             log, progress, meter, _describer(task), config.log_every_steps, checkpoints.committed
         )
-        batches = training_batches(task, step, mesh)
+        batches = stack.enter_context(contextlib.closing(training_batches(task, step, mesh)))
         patience = EarlyStopping(
             config.get("early_stopping_evaluations", 0),
             task.higher_is_better,
@@ -254,7 +261,7 @@ def _train(
                 first_step=task.phase_at(step).first_step,
                 best=config.checkpoints.keep_best,
             )
-            write_result(workdir.files / RESULT, judged_by)
+            write_result(workdir.files / RESULT, judged_by._replace(identity=record.identity))
             write_report(
                 workdir.files / REPORT,
                 title=f"{config.task}: {workdir.place.name}",

@@ -57,7 +57,9 @@ def test_a_killed_run_equals_one_that_was_not(
     process = start_program(*command)
     kill_at(process, 8, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert run_program(*command).returncode == 0
+    again = run_program(*command)
+    assert again.returncode == 0, again.stderr
+    assert "changed at" not in again.stderr
     assert read_numbers(tmp_path) == whole
 
 
@@ -70,6 +72,7 @@ def test_a_metric_that_there_is_not_costs_no_update(tmp_path, fine_tuning, whole
     assert again.returncode == 0, again.stderr
     assert "going on from step 12" in again.stderr
     assert again.stderr.count(": compiled") == 0
+    assert "; changed at step 12: selection mcc -> accuracy\n" in again.stderr  # and nothing else
     scored = json.loads((tmp_path / "result.json").read_text())
     assert scored["values"]["accuracy"] == whole[-1]["validation/accuracy"]
 

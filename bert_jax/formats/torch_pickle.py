@@ -116,8 +116,8 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             return _read_archive(archive)
     except _RefusedError as refused:
         raise UserError(
-            f"{path} would run {refused} when it is loaded, which no BERT's weights need; nothing of "
-            "it was run; do not load it, and take model.safetensors from a source you trust"
+            f"{path} would run {refused} when it is loaded, which no BERT's weights need; nothing "
+            "of it was run; do not load it, and take model.safetensors from a source you trust"
         ) from None
     except Exception as error:  # unpickling what is damaged may raise anything
         raise UserError(f"{path} is damaged or incomplete ({error}); copy it again") from error

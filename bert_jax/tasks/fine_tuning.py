@@ -242,14 +242,15 @@ class FineTuning(Task):
     # --- what a checkpoint holds ---
 
     def identity(self) -> dict[str, Any]:
-        """Fingerprints of the training rows and the vocabulary."""
+        """Fingerprints of the rows and the vocabulary."""
         if not self._start.trains and self._start.identity is not None:
             return dict(self._start.identity)
-        return {"data": _fingerprint(self._training), "vocabulary": self.tokenizer.hash}
-
-    def data_fingerprints(self) -> list[Any]:
-        """With that of the validation rows, which another run may have others of."""
-        return [*super().data_fingerprints(), _fingerprint(self._validation)]
+        return {
+            "data": _fingerprint(self._training),
+            # Scores of other rows could not be compared.
+            "validation": _fingerprint(self._validation),
+            "vocabulary": self.tokenizer.hash,
+        }
 
     def assets(self) -> dict[str, str]:
         """The vocabulary, the model's description, and of an adapted encoder which one it was."""

@@ -17,11 +17,14 @@ def check_resumable(
     Raises:
       UserError: the data or the vocabulary are others, or the checkpoint is past the run's end.
     """
-    for key in previous.identity.keys() | current.identity.keys():
-        if previous.identity.get(key) != current.identity.get(key):
+    # Records of older versions lack some keys.
+    for key in previous.identity:
+        if previous.identity[key] != current.identity.get(key):
+            changed = config_changes(previous.config, current.config)
+            perhaps = f", perhaps by the settings {', '.join(changed)}" if changed else ""
             raise UserError(
-                f"{workdir} was trained with other {key}: {previous.identity.get(key)} there, "
-                f"{current.identity.get(key)} now; give the same data, or another --workdir"
+                f"{workdir} was trained with other {key}: {previous.identity[key]} there, "
+                f"{current.identity.get(key)} now{perhaps}; give the same, or another --workdir"
             )
     if previous.step > total_steps:
         raise UserError(
