@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import logging
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import logging
+import absl.logging
 from ml_collections import ConfigDict
 
 from bert_jax.config_file import load_config, override_config
@@ -46,8 +47,10 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
     Raises:
       SystemExit: always, but for what ``fail`` does.
     """
-    # Orbax and TFDS warn through absl of what is none of the user's business.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax and TFDS warn of what is none of the user's business, and raise their errors besides
+    # logging them, through absl and through asyncio.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         sys.exit(main())
     except UserError as error:
