@@ -105,6 +105,7 @@ def write_directory_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"{os.fspath(path)} exists already; remove it, or name another directory")
     partial = target.with_name(f".{target.name}.partial")
     with explain_write_errors(path):
+        made = [parent for parent in target.parents if not parent.exists()]  # the deepest first
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -112,3 +113,6 @@ def write_directory_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            for parent in made:
+                with contextlib.suppress(OSError):  # something is in it
+                    parent.rmdir()

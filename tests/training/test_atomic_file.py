@@ -89,7 +89,7 @@ def test_a_directory_appears_whole(tmp_path):
 
 def test_a_directory_that_fails_is_not_there(tmp_path):
     def fail():
-        with write_directory_atomically(tmp_path / "model") as partial:
+        with write_directory_atomically(tmp_path / "new" / "newer" / "model") as partial:
             (partial / "weights").write_bytes(b"1")
             raise KeyError
 
