@@ -1,7 +1,10 @@
 """Feeds batches, made ahead of time in the background by Grain."""
 
+import contextlib
+import itertools
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import grain
@@ -36,9 +39,12 @@ def prefetch(
         processes = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=-(-ahead // workers)
         )
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_leave_signals_to_the_run)
+        dataset = dataset.mp_prefetch(processes)
     batches = iter(dataset)
     try:
+        with _blocked_signals() if workers else contextlib.nullcontext():
+            first_items = list(itertools.islice(batches, 1))  # workers start when one is wanted
+        yield from first_items
         yield from batches
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
@@ -51,7 +57,17 @@ def prefetch(
         batches.close()
 
 
-def _leave_signals_to_the_run(worker: int, workers: int) -> None:
-    """Lets a worker go on when a signal to all processes asks the run to save and stop."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Lets processes that are started within go on when a signal to all asks the run to stop.
+
+    They inherit that the signals are blocked, for good; this process has those that came meanwhile
+    at the end.
+    """
+    # Python starts it with the first process, and unblocks the signals then.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,15 +11,27 @@ import numpy as np
 from bert_jax.data.loader import prefetch
 
 
-def test_workers_go_on_when_all_processes_are_told_to_stop():
+def stop(process):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+
+
+def test_workers_go_on_when_all_processes_are_told_to_stop(monkeypatch):
+    original = multiprocessing.context.SpawnProcess.start
+
+    def start_and_stop(process):
+        original(process)
+        stop(process)
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start_and_stop)
     make = functools.partial(np.full, 3)  # an array of the number it is called with
     items = prefetch(make, 5, 205, workers=2)
     first = next(items)
-    for worker in multiprocessing.active_children():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(worker.pid, number)
+    for process in multiprocessing.active_children():
+        stop(process)
     rest = list(items)
     assert [item.tolist() for item in [first, *rest]] == [[number] * 3 for number in range(5, 205)]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()  # this process is not deaf
 
 
 def test_what_is_left_before_its_end_leaves_no_process():
