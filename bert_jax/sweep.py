@@ -273,8 +273,11 @@ class _Record:
                 f"{self._workdir / directory} evaluated nothing, so there is nothing to compare; "
                 "give it validation data"
             )
+        # Other settings may make other rows of the same data; another seed does not.
+        point = os.path.dirname(directory)
         for other, theirs in self.results.items():
-            if theirs.identity and theirs.identity != result.identity:
+            same = os.path.dirname(other) == point
+            if same and theirs.identity and theirs.identity != result.identity:
                 raise UserError(
                     f"the data have changed since {self._workdir / other} was trained, so that "
                     f"{self._workdir / directory} cannot be compared; sweep in another --workdir"

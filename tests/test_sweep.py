@@ -22,8 +22,12 @@ workdir, settings = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
 with open(workdir.parents[1] / "ran", "a") as ran:
     print(workdir.parent.name, workdir.name, file=ran)
+(workdir / "compiled").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])
 rate = float(settings.get("optimizer.learning_rate", 0))
 if settings.get("total_steps") == "13":
+    sys.exit(2)
+if settings.get("total_steps") == "15":
+    (workdir / "checkpoints" / "5").mkdir()
     sys.exit(2)
 if settings.get("total_steps") == "75":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -121,6 +125,18 @@ def test_a_run_that_fails_stops_the_sweep(fake_runs, tmp_path):
     assert sweep.main(again) == 2
     with pytest.raises(UserError, match="total_steps=12.*begun with other settings"):
         sweep.main(arguments(tmp_path, "--grid", "total_steps=12", "--config.batch_size=8"))
+    assert sweep.main(arguments(tmp_path, "--grid", "total_steps=15")) == 2
+    with pytest.raises(UserError, match="total_steps=15.*begun with other settings"):
+        sweep.main(arguments(tmp_path, "--grid", "total_steps=15", "--config.batch_size=8"))
+
+
+def test_runs_share_what_is_compiled(fake_runs, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert sweep.main(arguments(tmp_path / "a", "--seeds", "0,1")) == 0
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "the user's")
+    assert sweep.main(arguments(tmp_path / "b")) == 0
+    told = [path.read_text() for path in sorted(tmp_path.rglob("compiled"))]
+    assert told == [str(tmp_path / "a" / ".compiled")] * 2 + ["the user's"]
 
 
 def test_runs_of_other_data_are_not_compared(fake_runs, tmp_path, monkeypatch):
@@ -129,6 +145,8 @@ def test_runs_of_other_data_are_not_compared(fake_runs, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_DATA", "b")
     with pytest.raises(UserError, match="the data have changed since .*seed=0 was trained"):
         sweep.main(arguments(tmp_path, "--seeds", "0,1"))
+    # A setting may be one of those that make the rows.
+    assert sweep.main(arguments(tmp_path, "--grid", "total_steps=12")) == 0
 
 
 def test_sigterm_is_passed_on_to_the_run(fake_runs, tmp_path):
