@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ import absl.logging
 from ml_collections import ConfigDict
 
 from bert_jax.config_file import load_config, override_config
-from bert_jax.errors import EXIT_USER_ERROR, UserError
-from bert_jax.training.preemption import EXIT_INTERRUPTED
+from bert_jax.errors import EXIT_USER_ERROR, Stopped, UserError
+from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from bert_jax.training.process_group import ProcessGroup
 
 EXIT_BROKEN_PIPE = 141
@@ -70,6 +71,9 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Stopped as stopped:
+        print("stopped", file=sys.stderr)
+        code = EXIT_INTERRUPTED if stopped.signal == signal.SIGINT else EXIT_PREEMPTED
     except Exception:
         traceback.print_exc()
         code = EXIT_FAULT

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""The exceptions that mean anything else than "the program is wrong"."""
 
 EXIT_USER_ERROR = 2
 
@@ -9,6 +9,19 @@ class UserError(Exception):
     The message is one sentence that names the file, key or value at fault and says what to do about
     it. Entry points print it after ``error:`` and exit with code 2; no traceback is shown.
     """
+
+
+class Stopped(Exception):
+    """A signal to all processes of the program ended one that it had started and waited for.
+
+    Attributes:
+      signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        """Takes the signal's number."""
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
 
 
 def first_line(error: BaseException) -> str:

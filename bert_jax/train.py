@@ -42,7 +42,7 @@ from bert_jax.training.metrics import Sums
 from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
 from bert_jax.training.plan import describe_run, describe_step
-from bert_jax.training.preemption import EXIT_PREEMPTED, Preemption
+from bert_jax.training.preemption import Preemption
 from bert_jax.training.processes import (
     check_agreement,
     claim_shared_workdir,
@@ -75,13 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_preemption() as preemption,
     ):
         keep_compiled_programs(workdir.place.parent)
-        try:
-            return train(flags.config, workdir, preemption)
-        except KeyboardInterrupt:
-            # What a task starts for itself, and ends by the same signal, knows of one kind only.
-            if preemption.requested and preemption.exit_code == EXIT_PREEMPTED:
-                return EXIT_PREEMPTED
-            raise
+        return train(flags.config, workdir, preemption)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Workdir, preemption: Preemption) -> int:

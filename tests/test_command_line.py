@@ -1,4 +1,5 @@
 import errno
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 
 from bert_jax.command_line import ArgumentParser, parse_config_flags, run
 from bert_jax.config_file import load_config, override_config
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 
 _CONFIG = """
 from ml_collections import ConfigDict
@@ -356,6 +357,11 @@ def test_output_that_nobody_reads_ends_the_program_in_silence():
 )
 def test_a_disk_that_cannot_be_used_is_one_line(error, message, capsys):
     assert _exit(_raise(error), capsys) == (2, f"error: {message}\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_what_a_signal_stopped_can_be_gone_on_with(number, code, capsys):
+    assert _exit(_raise(Stopped(number)), capsys) == (code, "stopped\n")
 
 
 @pytest.mark.parametrize(

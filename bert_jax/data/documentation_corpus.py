@@ -16,13 +16,11 @@ import filelock
 from bert_jax.data.builder import FORMAT_VERSION
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documentation import documented_packages
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 
 # Enough text for a steady validation loss: the corpus is small.
 _VALIDATION_SHARE = 0.03
 _PREFIX = "docs-"
-# How a program ends that SIGINT or SIGTERM stopped, before it could answer and after.
-_STOPPED = [code for s in (signal.SIGINT, signal.SIGTERM) for code in (-s, 128 + s)]
 
 
 def corpus_cache_directory() -> Path:
@@ -58,7 +56,7 @@ def ensure_docs_corpus(
 
     Raises:
       UserError: it could not be prepared; the reason was printed.
-      KeyboardInterrupt: a signal ended the preparation, as one to all processes of a terminal does.
+      Stopped: a signal ended the preparation, as one to all processes of a terminal does.
     """
     key = json.dumps(
         [FORMAT_VERSION, sys.version, vocabulary_size, max_length, lowercase, _VALIDATION_SHARE]
@@ -96,8 +94,9 @@ def ensure_docs_corpus(
             f"The cache {cache} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a "
             "directory that can"
         ) from None
-    if finished.returncode in _STOPPED:
-        raise KeyboardInterrupt
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if finished.returncode in (-number, 128 + number):  # before it could answer, and after
+            raise Stopped(number)
     if finished.returncode != 0:
         raise UserError(
             f"The built-in corpus could not be prepared (exit code {finished.returncode}, the "

@@ -7,7 +7,7 @@ import pytest
 
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documentation_corpus import cached_docs_corpus, ensure_docs_corpus
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 
 
 def test_a_corpus_is_found_by_its_fingerprint(tmp_path, monkeypatch, corpus_directory):
@@ -22,9 +22,7 @@ def test_a_corpus_is_found_by_its_fingerprint(tmp_path, monkeypatch, corpus_dire
     assert cached_docs_corpus(["another"]) is None
 
 
-@pytest.mark.parametrize(
-    "code, raised", [(130, KeyboardInterrupt), (-15, KeyboardInterrupt), (2, UserError)]
-)
+@pytest.mark.parametrize("code, raised", [(130, Stopped), (-15, Stopped), (2, UserError)])
 def test_a_preparation_that_is_stopped_is_no_failure(tmp_path, monkeypatch, code, raised):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
