@@ -33,7 +33,7 @@ class _Decompressor(Protocol):
 _LARGEST_ZSTANDARD_WINDOW = 2**31
 _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
     ".gz": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),  # with gzip's header and checksum
-    ".xz": lzma.LZMADecompressor,
+    ".xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ),
     ".zst": lambda: zstandard.ZstdDecompressor(
         max_window_size=_LARGEST_ZSTANDARD_WINDOW
     ).decompressobj(),

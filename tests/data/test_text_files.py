@@ -218,6 +218,15 @@ def test_half_an_archive_is_no_archive(tmp_path_factory, suffix, texts, padding,
             read_text(path)
 
 
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_zeros_are_no_archive(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"  # as a copy that failed leaves it
+    for content in (bytes(10_000), bytes(64) + COMPRESS[suffix](b"text")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"a.txt{suffix} is a broken {suffix} file"):
+            read_text(path)
+
+
 @given(damaged=st.integers(0, 9), place=st.floats(0, 1, exclude_max=True))
 def test_damage_in_any_stream_is_found(tmp_path_factory, damaged, place):
     streams = [lzma.compress(f"line {number}\n".encode() * 500) for number in range(10)]
