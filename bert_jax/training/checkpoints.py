@@ -287,9 +287,11 @@ class Checkpoints:
         """Names the checkpoint that lacks a file or a part of one, where Orbax has no one class."""
         try:
             yield
-        except UserError:
+        except (UserError, MemoryError, PermissionError):
             raise
         except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):  # of memory
+                raise
             raise UserError(
                 f"{self._directory / str(step)} is damaged or incomplete ({first_line(error)}); "
                 "copy it again, choose another step, or remove it to go on from an earlier one"

@@ -146,6 +146,21 @@ def test_damaged_scores_are_named(tmp_path):
         Checkpoints(tmp_path, read_only=True)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")]
+)
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, error):
+    def restore(*arguments, **keywords):
+        raise error
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(7), make_record(7))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", restore)
+        with pytest.raises(type(error)):
+            checkpoints.restore_params(7, make_state().params)
+
+
 @pytest.mark.parametrize("part", ["params", "run", "params/_METADATA", "run/metadata", *ARRAYS])
 def test_a_damaged_checkpoint_is_named(tmp_path, part):
     # What is smaller, or can be compressed to it, would lie in the index.
