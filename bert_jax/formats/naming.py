@@ -129,14 +129,14 @@ def to_params(
     missing = [tensor for tensor in table if tensor.name not in tensors]
     # Before anything is allocated: a config may ask for more than there is memory.
     for tensor in table:
-        if tensor in missing:
-            _check_missing(tensor, origin)
-        else:
+        if tensor.name in tensors:
             _check_fit(tensor, tensors[tensor.name], origin)
+        else:
+            _check_missing(tensor, origin)
     parameters = {name: np.zeros(leaf.shape, np.float32) for name, leaf in abstract.items()}
     fresh = _initialise(description) if missing else {}
     for tensor in table:
-        theirs = tensor.export(fresh) if tensor in missing else tensors[tensor.name]
+        theirs = tensors[tensor.name] if tensor.name in tensors else tensor.export(fresh)
         tensor.fill(parameters, theirs)
     notes = [f"{tensor.name} was missing and was initialised" for tensor in missing]
     unused = sorted(tensors.keys() - {tensor.name for tensor in table})

@@ -80,7 +80,8 @@ def _check_model_config(path: Path) -> None:
     """Refuses what changes embeddings before or after the modules."""
     fields = read_object(path) if path.is_file() else {}
     prompts, name = fields.get("prompts") or {}, fields.get("default_prompt_name")
-    is_used = name is not None and not (isinstance(prompts, dict) and not prompts.get(str(name)))
+    known = isinstance(prompts, dict) and isinstance(name, str)
+    is_used = bool(prompts.get(name)) if known else name is not None
     changes = {
         "truncate_dim": fields.get("truncate_dim"),
         "default_prompt_name": name if is_used else None,

@@ -12,7 +12,7 @@ from bert_jax.errors import UserError
 # Tables over the vocabulary are stored with a multiple of this many rows, so that they divide over
 # a mesh and fill a TPU's lanes. The rows past `vocabulary_size` are zero and stay zero.
 VOCABULARY_MULTIPLE = 128
-_INFINITE = sys.float_info.max
+_LARGEST_FLOAT = sys.float_info.max  # whole numbers may be larger
 _TOO_MANY = 2**31  # rows, columns or layers: they are numbered in 32 bits
 
 # (layers, width) of the models that google-research/bert named; heads = width / 64 and the
@@ -201,8 +201,7 @@ class BertConfig:
             value = getattr(self, field.name)
             if field.type is int and not isinstance(value, Integral):
                 raise UserError(f"{field.name} is {value!r}; give a whole number.")
-            # Neither infinite nor a NaN, nor a whole number that no float is as large as.
-            is_number = isinstance(value, int | float) and -_INFINITE < value < _INFINITE
+            is_number = isinstance(value, int | float) and -_LARGEST_FLOAT < value < _LARGEST_FLOAT
             if field.type is float and not is_number:
                 raise UserError(f"{field.name} is {value!r}; give a number.")
 

@@ -292,6 +292,13 @@ def test_what_cannot_be_converted_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
+def test_json_without_a_bottom_is_refused(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is damaged: it is no JSON"):
+        read_model(tmp_path / "theirs")
+
+
 def test_an_untied_output_layer_is_refused(tmp_path: Path) -> None:
     models.write_model(tmp_path, CASES["masked"])
     edit_tensors(
