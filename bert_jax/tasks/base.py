@@ -180,10 +180,6 @@ class Task(abc.ABC):
         """What a checkpoint must share with this task to be gone on from: plain JSON."""
         return {}
 
-    def data_fingerprints(self) -> list[Any]:
-        """What all processes of a run must have read alike: plain JSON."""
-        return [self.identity()]
-
     def assets(self) -> dict[str, str]:
         """Texts without which the parameters are of no use, such as the vocabulary."""
         return {}
