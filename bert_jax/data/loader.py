@@ -40,12 +40,12 @@ def prefetch(
             num_workers=workers, per_worker_buffer_size=-(-ahead // workers)
         )
         dataset = dataset.mp_prefetch(processes)
-    batches = iter(dataset)
+    items = iter(dataset)
     try:
         with _blocked_signals() if workers else contextlib.nullcontext():
-            first_items = list(itertools.islice(batches, 1))  # workers start when one is wanted
+            first_items = list(itertools.islice(items, 1))  # workers start when one is wanted
         yield from first_items
-        yield from batches
+        yield from items
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -54,7 +54,7 @@ def prefetch(
             "fewer with --config.loader_workers"
         ) from None
     finally:
-        batches.close()
+        items.close()
 
 
 @contextlib.contextmanager
