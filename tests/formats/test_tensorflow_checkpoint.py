@@ -1,5 +1,7 @@
 """Checkpoints as google-research/bert saved them are read with everything in them."""
 
+import contextlib
+import importlib
 import json
 import sys
 import warnings
@@ -21,6 +23,9 @@ from bert_jax.pretrained import load
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of TensorFlow's own making
+    # PyTorch for GPUs brings Triton and imports it late, which crashes once TensorFlow is there.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
     tensorflow = pytest.importorskip("tensorflow")
 
 # google-research/bert's names, from those of PyTorch: the pieces that differ.
