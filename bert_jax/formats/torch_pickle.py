@@ -137,9 +137,8 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     ):
         raise ValueError("it holds something else than tensors by name")
     # Each storage once: one may hold all tensors.
-    storages = {
-        tensor.storage: _read_storage(archive, prefix, tensor.storage) for tensor in state.values()
-    }
+    different = {tensor.storage for tensor in state.values()}
+    storages = {storage: _read_storage(archive, prefix, storage) for storage in different}
     return {str(name): _view(storages[tensor.storage], tensor) for name, tensor in state.items()}
 
 
