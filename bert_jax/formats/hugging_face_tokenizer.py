@@ -143,26 +143,18 @@ def _check_frame(path: Path, tokenizer: WordPieceTokenizer) -> None:
 
 def _added_tokens(directory: Path, settings: dict[str, Any]) -> set[str]:
     decoder = settings.get("added_tokens_decoder") or {}
-    path = directory / "added_tokens.json"
-    of_file = set(read_object(path)) if path.is_file() else set()
-    try:
-        added = {_content(token) for token in decoder.values()}
-    except (AttributeError, KeyError, TypeError):
+    tokens = list(decoder.values()) if isinstance(decoder, dict) else [decoder]
+    contents = [token.get("content") if isinstance(token, dict) else None for token in tokens]
+    if not all(isinstance(content, str) for content in contents):
         raise UserError(
             f"{directory / _SETTINGS} has an added_tokens_decoder that does not give the content "
             "of each token; correct it"
-        ) from None
+        )
     if (directory / _TOKENIZER).is_file():
         of_tokenizer = read_object(directory / _TOKENIZER).get("added_tokens") or []
-        added |= {token["content"] for token in of_tokenizer}
-    return of_file | added
-
-
-def _content(token: dict[str, Any]) -> str:
-    content = token["content"]
-    if not isinstance(content, str):
-        raise TypeError
-    return content
+        contents += [token["content"] for token in of_tokenizer]
+    path = directory / "added_tokens.json"
+    return {*contents, *(read_object(path) if path.is_file() else ())}
 
 
 def write_tokenizer(directory: Path, tokenizer: WordPieceTokenizer, max_length: int) -> None:

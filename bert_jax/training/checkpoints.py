@@ -30,6 +30,8 @@ DIRECTORY = "checkpoints"
 SCORES = "scores.json"  # beside them: a checkpoint may be scored long after it was saved
 # Parameters, and the moments of an optimizer, with a row for each token and rows of padding.
 VOCABULARY_TABLES = ("embeddings/word", "mlm_head/bias")
+# What Orbax raises where a file is missing, or not what it should be.
+_DAMAGE = (KeyError, ValueError, TypeError, AttributeError, OSError)
 
 
 class RunRecord(NamedTuple):
@@ -287,10 +289,10 @@ class Checkpoints:
         """Names the checkpoint that lacks a file or a part of one, where Orbax has no one class."""
         try:
             yield
-        except (UserError, MemoryError, PermissionError):
-            raise
         except Exception as error:
-            if "RESOURCE_EXHAUSTED" in str(error):  # of memory
+            # Of numbers that it cannot read, Orbax says so by Exception itself.
+            is_damage = type(error) is Exception or isinstance(error, _DAMAGE)
+            if not is_damage or isinstance(error, PermissionError):
                 raise
             raise UserError(
                 f"{self._directory / str(step)} is damaged or incomplete ({first_line(error)}); "
