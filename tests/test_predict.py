@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import gzip
 import io
@@ -134,12 +135,14 @@ def test_pairs_are_given_in_many_ways(predict, checkpoint, tmp_path, type_in, fo
         assert row["prediction"] == pytest.approx(float(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("learnt", ["", "second"])
+@pytest.mark.parametrize("learnt", [False, True], ids=["single", "pairs"])
 def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt):
     workdir = shutil.copytree(checkpoint(Head.CLASSIFICATION), tmp_path / "run")
     path = workdir / "checkpoints" / "3" / "run" / "metadata"
     record = json.loads(path.read_text())
-    record["config"]["data"] = {"second_text": learnt}
+    description = ModelDescription.from_json(record["assets"][ASSET])
+    described = dataclasses.replace(description, options={"pairs": learnt})
+    record["assets"][ASSET] = described.to_json()
     path.write_text(json.dumps(record))
     single, pair = "red cat", "red\tcat"
     right, wrong = (pair, single) if learnt else (single, pair)

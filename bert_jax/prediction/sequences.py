@@ -47,7 +47,8 @@ def _answers(
 ) -> Iterator[Answer]:
     longest = model.description.max_length
 
-    learnt = _learnt_pairs(model)
+    # None of a model from elsewhere, which does not tell.
+    learnt = model.description.options.get("pairs")
 
     def make_rows(block: Sequence[Example]) -> TextRows:
         first, second = first_and_second(block)
@@ -76,12 +77,6 @@ def _answers(
         for example, prediction in zip(examples, predict(scores), strict=True):
             texts = " | ".join(example.fields.values())
             yield Answer(example.fields | prediction, f"{show(prediction)}  {texts}")
-
-
-def _learnt_pairs(model: Pretrained) -> bool | None:
-    """Whether a run's model was trained on pairs; None of others, which do not tell."""
-    data = {} if model.record is None else model.record.config.get("data", {})
-    return bool(data["second_text"]) if "second_text" in data else None
 
 
 def _classify(model: Pretrained, arguments: argparse.Namespace) -> None:

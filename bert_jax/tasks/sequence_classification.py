@@ -70,13 +70,7 @@ class Classification(LabelledFineTuning):
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences."""
-        return ModelDescription(
-            self.encoder,
-            Head.CLASSIFICATION,
-            self.labels,
-            pooler=self.pooling is Pooling.CLS,
-            max_length=self.config.data.max_length,
-        )
+        return _describe(self, Head.CLASSIFICATION)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Cross-entropy, in training weighted by class, and accuracy."""
@@ -149,13 +143,7 @@ class MultiLabelClassification(LabelledFineTuning):
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with a sigmoid for each label."""
-        return ModelDescription(
-            self.encoder,
-            Head.MULTI_LABEL,
-            self.labels,
-            pooler=self.pooling is Pooling.CLS,
-            max_length=self.config.data.max_length,
-        )
+        return _describe(self, Head.MULTI_LABEL)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Binary cross-entropy, averaged over the labels."""
@@ -189,12 +177,7 @@ class Regression(LabelledFineTuning):
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with one output."""
-        return ModelDescription(
-            self.encoder,
-            Head.REGRESSION,
-            pooler=self.pooling is Pooling.CLS,
-            max_length=self.config.data.max_length,
-        )
+        return _describe(self, Head.REGRESSION)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """The squared error."""
@@ -212,6 +195,18 @@ class Regression(LabelledFineTuning):
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's value."""
         return value_predictions(self.in_order_of_data(outputs)["scores"])
+
+
+def _describe(task: LabelledFineTuning, head: Head) -> ModelDescription:
+    data = task.config.data
+    return ModelDescription(
+        task.encoder,
+        head,
+        task.labels,
+        pooler=task.pooling is Pooling.CLS,
+        max_length=data.max_length,
+        options={"pairs": bool(data.second_text)},
+    )
 
 
 def class_predictions(logits_NT: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -141,6 +141,9 @@ def test_pairs_and_several_validation_files(make_task, files):
     assert batch["segment_ids"].max() == 1
     mixed = (scores["accuracy"] * 21 + scores["more_accuracy"] * 10) / 31
     assert mixed == pytest.approx(task.metrics(result.sums)["accuracy"])
+    # An adapter's file holds the description, and no config.
+    assert task.description.options == {"pairs": True}
+    assert make_task().description.options == {"pairs": False}
 
 
 def test_files_of_one_name_are_scored_apart(make_task, files, tmp_path):
