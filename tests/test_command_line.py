@@ -337,6 +337,26 @@ def test_output_that_nobody_reads_ends_the_program_in_silence():
         assert process.wait() == 141
 
 
+def test_the_logs_of_libraries_are_silent():
+    program = """
+import logging
+
+import absl.logging
+
+from bert_jax.command_line import run
+
+def main():
+    absl.logging.error("of Orbax")
+    logging.getLogger("asyncio").error("of an event loop")
+    logging.getLogger("jax").warning("heard")
+
+run(main)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    [line] = ended.stderr.decode().splitlines()
+    assert line.endswith("heard")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -152,6 +152,15 @@ def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt):
         main(["classify", "--checkpoint", str(workdir), wrong])
 
 
+def test_answers_need_somewhere_to_go(checkpoint, monkeypatch, tmp_path):
+    arguments = ["regress", "--checkpoint", checkpoint(Head.REGRESSION), "red"]
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it under ``>&-``
+    with pytest.raises(UserError, match="standard output is closed; give --output FILE"):
+        main(arguments)
+    assert main([*arguments, "--output", str(tmp_path / "answers")]) == 0
+    assert (tmp_path / "answers").read_text().endswith("  red\n")
+
+
 def test_readable_answers_of_each_kind(predict, checkpoint):
     [line] = predict("classify", Head.CLASSIFICATION, "red cat\tone")
     best = _scores(checkpoint, Head.CLASSIFICATION, "red cat", "one")
