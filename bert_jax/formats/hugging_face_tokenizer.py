@@ -14,6 +14,7 @@ _MODEL_CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"
 _VOCABULARY = "vocab.txt"
+_LINE_BREAKS = frozenset("\n\r")
 _UNLIMITED = 10**9  # tokens: more than any model reads
 _SPECIAL = {
     "pad_token": PAD,
@@ -164,7 +165,16 @@ def write_tokenizer(directory: Path, tokenizer: WordPieceTokenizer, max_length: 
       directory: exists.
       tokenizer: the vocabulary.
       max_length: the longest input, special tokens included.
+
+    Raises:
+      UserError: a token has a line break, which ``vocab.txt`` would number as two.
     """
+    broken = [token for token in tokenizer.vocabulary if not _LINE_BREAKS.isdisjoint(token)]
+    if broken:
+        raise UserError(
+            f"the vocabulary's token {broken[0]!r} has a line break, which {_VOCABULARY} cannot "
+            "hold; name it otherwise in the model's own vocabulary"
+        )
     (directory / _TOKENIZER).write_text(_tokenizer_json(tokenizer), encoding="utf-8")
     (directory / _VOCABULARY).write_text(
         "".join(f"{token}\n" for token in tokenizer.vocabulary), encoding="utf-8", newline="\n"

@@ -408,6 +408,19 @@ def test_a_vocabulary_alone_is_enough(tmp_path: Path) -> None:
     assert model.notes == ("the added token '[USER]' is read as ordinary text",)
 
 
+def test_a_token_of_two_lines_is_not_written(tmp_path: Path) -> None:
+    models.write_model(tmp_path / "theirs", CASES["encoder"])
+    path = tmp_path / "theirs" / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    [last] = [token for token, number in fields["model"]["vocab"].items() if number == 18]
+    fields["model"]["vocab"]["a\nb"] = fields["model"]["vocab"].pop(last)
+    path.write_text(json.dumps(fields))
+    message = r"token 'a\\nb' has a line break, which vocab.txt cannot hold"
+    with pytest.raises(UserError, match=message):
+        main(["to-hf", str(tmp_path / "theirs"), str(tmp_path / "out")])
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
 def test_what_was_added_to_the_encoder_is_not_dropped(classifier: Path) -> None:
     model = load(classifier)
     params = dict(model.params) | {"adapter": {"kernel": np.ones((2, 2), np.float32)}}
