@@ -59,7 +59,7 @@ def _rebuild_tensor(
     metadata: Any = None,
 ) -> _Tensor:
     if metadata:  # such as that the numbers are to be negated
-        raise ValueError(f"a tensor is to be read in another way than its numbers say: {metadata}")
+        raise _OtherwiseError(f"a tensor is not what its numbers say ({metadata})")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -93,6 +93,10 @@ class _RefusedError(Exception):
     """A pickle names something that no state dict needs."""
 
 
+class _OtherwiseError(Exception):
+    """A file is whole, and no state dict of BERT's as PyTorch writes it."""
+
+
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """Reads a state dict that ``torch.save`` wrote.
 
@@ -100,7 +104,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
       Arrays by name, in the file's own types.
 
     Raises:
-      UserError: the file is damaged, older than PyTorch 1.6, or holds more than tensors.
+      UserError: the file is damaged, older than PyTorch 1.6, or holds else than plain tensors.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
@@ -119,6 +123,11 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             f"{path} would run {refused} when it is loaded, which no BERT's weights need; nothing "
             "of it was run; do not load it, and take model.safetensors from a source you trust"
         ) from None
+    except _OtherwiseError as otherwise:
+        raise UserError(
+            f"{path} cannot be read here: {otherwise}; load it with PyTorch where you trust it, "
+            "and save the model's state dict as model.safetensors"
+        ) from None
     except Exception as error:  # unpickling what is damaged may raise anything
         raise UserError(f"{path} is damaged or incomplete ({error}); copy it again") from error
 
@@ -129,13 +138,13 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     prefix = next(name for name in names if name.endswith("data.pkl")).removesuffix("data.pkl")
     byteorder = prefix + "byteorder"
     if byteorder in names and archive.read(byteorder) != b"little":
-        raise ValueError("it was written on a big-endian machine")
+        raise _OtherwiseError("it was written on a big-endian machine")
     with archive.open(prefix + "data.pkl") as file:
         state = _StateDictUnpickler(file).load()
     if not isinstance(state, Mapping) or not all(
         isinstance(value, _Tensor) for value in state.values()
     ):
-        raise ValueError("it holds something else than tensors by name")
+        raise _OtherwiseError("it holds something else than tensors by name")
     # Each storage once: one may hold all tensors.
     different = {tensor.storage for tensor in state.values()}
     storages = {storage: _read_storage(archive, prefix, storage) for storage in different}
@@ -146,7 +155,7 @@ def _read_storage(archive: zipfile.ZipFile, prefix: str, storage: _Storage) -> n
     entry = archive.getinfo(f"{prefix}data/{storage.key}")
     # PyTorch compresses nothing, and what is compressed could be of any size.
     if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("its tensors are compressed")
+        raise _OtherwiseError("its tensors are compressed")
     return np.frombuffer(archive.read(entry), _DTYPES[storage.type_name])
 
 

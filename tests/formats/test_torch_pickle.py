@@ -132,7 +132,9 @@ def test_a_storage_of_many_tensors_is_read_once(
 
 def test_a_tensor_that_is_to_be_negated_is_refused(tmp_path: Path) -> None:
     torch.save({"x": torch._neg_view(torch.ones(3))}, tmp_path / "w.bin")
-    with pytest.raises(UserError, match="in another way than its numbers say: {'neg': True}"):
+    with pytest.raises(
+        UserError, match="cannot be read here: a tensor is not what its numbers say"
+    ):
         read_torch_file(tmp_path / "w.bin")
 
 
@@ -142,7 +144,9 @@ def test_compressed_tensors_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(stored) as old, zipfile.ZipFile(compressed, "w") as new:
         for name in old.namelist():
             new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="its tensors are compressed"):
+    with pytest.raises(
+        UserError, match="cannot be read here: its tensors are compressed; load it with"
+    ):
         read_torch_file(compressed)
 
 
