@@ -243,8 +243,15 @@ def _train(
             where = f"and saved at step {step:,}" if step else "before the first step"
             progress.note(f"stopped {where}; the same command goes on")
             return preemption.exit_code
-        samples = task.samples(state.params)
-        left = task.finish(workdir.files, state.params)
+        # What is left is of the step that the run is judged by.
+        params = state.params
+        best = checkpoints.best() if config.checkpoints.keep_best else None
+        if best is not None and best != step:
+            progress.note(f"step {best:,} scored best; elsewhere --step best reads it")
+            checkpoints.committed()
+            params = checkpoints.restore_params(best, abstract.params)
+        samples = task.samples(params)
+        left = task.finish(workdir.files, params)
         if is_first():
             log.close()
             metrics = read_metrics(workdir.files / METRICS)
@@ -263,7 +270,7 @@ def _train(
                 config=json.dumps(record.config, indent=2),
                 # With the corpus's fingerprint, by which a result can be cited.
                 environment=record.environment | {"data": json.dumps(record.identity)},
-                summary=task.headline(log.last_record("validation/") or {}),
+                summary=task.headline(judged_by.values),
                 samples=samples,
                 notes=record.notes,
             )

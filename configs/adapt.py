@@ -35,7 +35,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.log_every_steps = 50
     config.evaluate_every_steps = 500
     config.checkpoint_every_steps = 500
-    config.early_stopping_evaluations = 0  # without a better score, then stop; 0: never
     config.data.objective = "none"
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_share = 0.06

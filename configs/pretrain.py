@@ -39,6 +39,7 @@ def get_config(argument: str = "tiny") -> ml_collections.ConfigDict:
     config.evaluate_every_steps = 10_000  # 0: only at the end
     config.checkpoint_every_steps = 1_000
     config.checkpoints = ml_collections.ConfigDict({"keep_last": 2, "keep_best": True})
+    config.early_stopping_evaluations = 0  # without a better score, then stop; 0: never
     config.evaluation = ml_collections.ConfigDict({"examples": 8192})  # 0: the whole split
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from interruption import kill_at
 from toy_task import CircleClassifier
@@ -247,6 +248,22 @@ def test_told_to_stop_while_it_evaluates(tmp_path, monkeypatch, read_numbers):
     # The checkpoint of that step was scored after it was saved.
     with Checkpoints(parts, read_only=True) as checkpoints:
         assert checkpoints.best() == 20
+
+
+def test_what_a_run_leaves_is_of_its_best_checkpoint(tmp_path, monkeypatch, capsys):
+    config = load_config("tests/toy_task.py")
+    config.total_steps, config.evaluate_every_steps = 20, 5
+    scores, left = iter((3.0, 1.0, 2.0, 4.0)), []
+    monkeypatch.setattr("bert_jax.train._validation_values", lambda *_: {"loss": next(scores)})
+    monkeypatch.setattr(CircleClassifier, "finish", lambda *given: left.append(given[-1]) or ())
+    assert train(config, Workdir(tmp_path), Preemption()) == 0
+    assert "step 10 scored best" in capsys.readouterr().err
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 10
+    [params] = left
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        best, last = (checkpoints.restore_params(step, params) for step in (10, 20))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, best))
+    assert not jax.tree.all(jax.tree.map(jnp.array_equal, params, last))
 
 
 def test_worker_processes_make_the_same_batches(tmp_path, run_program, small_run, read_numbers):

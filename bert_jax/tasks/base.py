@@ -2,6 +2,7 @@
 
 import abc
 import importlib
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -188,9 +189,31 @@ class Task(abc.ABC):
         """FLOPs of an update per token of sequences of a length, where there is a formula."""
         return None
 
+    def steps_of_epochs(self, epochs_per_step: float) -> int:
+        """How many updates the config's epochs take.
+
+        Args:
+          epochs_per_step: the share of the training examples that an update sees.
+
+        Raises:
+          UserError: there are no epochs.
+        """
+        epochs = self.config.get("epochs", 0.0)  # a recipe may count in steps alone
+        if not 0 < epochs < math.inf:
+            raise UserError(
+                f"total_steps=0 and epochs={epochs} leave nothing to train; give "
+                "--config.total_steps"
+            )
+        return max(1, round(epochs / epochs_per_step))
+
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
-        """The numbers that open the report, by their labels, from the last validation's values."""
-        return {name: value for name, value in validation.items() if name.startswith("validation/")}
+        """The numbers that open the report, by their labels.
+
+        Args:
+          validation: the metrics, by name, of the evaluation that the run is judged by; none where
+            there was no evaluation.
+        """
+        return {f"validation {name}": value for name, value in validation.items()}
 
     def finish(self, workdir: Path, params: Any) -> Sequence[str]:
         """Leaves what a run leaves besides checkpoints, metrics and report; says so in lines.

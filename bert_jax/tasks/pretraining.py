@@ -121,23 +121,20 @@ class Pretraining(Task):
             for phase in range(len(self._max_lengths))
         ]
         if config.total_steps == 0:
-            config.total_steps = self._steps_of_epochs(config.get("epochs", 0.0))
+            config.total_steps = self.steps_of_epochs(self._epochs_per_step())
         if config.evaluation.examples < 0:
             raise UserError(
                 f"evaluation.examples={config.evaluation.examples} must be at least 0, for all"
             )
 
-    def _steps_of_epochs(self, epochs: float) -> int:
+    def _epochs_per_step(self) -> float:
         config = self.config
-        if not epochs > 0:
-            raise UserError(f"epochs={epochs} must be above 0, or total_steps be given")
         shares = (1 - config.second_phase.share, config.second_phase.share)
         sizes = (config.batch_size, config.second_phase.batch_size or config.batch_size)
-        epochs_per_step = sum(
+        return sum(
             share * size / stream.rows_per_epoch()
             for share, size, stream in zip(shares, sizes, self._training_streams, strict=False)
         )
-        return max(1, round(epochs / epochs_per_step))
 
     @property
     def _max_lengths(self) -> tuple[int, ...]:
@@ -346,16 +343,16 @@ class Pretraining(Task):
         """The masked-token loss next to that of the unigram model, and the accuracies."""
         if not validation:
             return {"validation": "the corpus has no validation split"}
-        loss = validation["validation/mlm_loss"]
-        unigram = validation["validation/unigram_loss"]
+        loss = validation["mlm_loss"]
+        unigram = validation["unigram_loss"]
         numbers: dict[str, str | float] = {
             "masked-token loss (nats)": loss,
             "unigram baseline (nats)": unigram,
             "below the baseline (nats)": unigram - loss,
-            "masked-token accuracy": f"{validation['validation/mlm_accuracy']:.1%}",
+            "masked-token accuracy": f"{validation['mlm_accuracy']:.1%}",
         }
         if self._objective is not Objective.NONE:
-            accuracy = validation[f"validation/{self._objective}_accuracy"]
+            accuracy = validation[f"{self._objective}_accuracy"]
             numbers[f"{self._objective.upper()} accuracy"] = f"{accuracy:.1%}"
         return numbers
 
