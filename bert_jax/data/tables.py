@@ -102,7 +102,8 @@ def read_tfds_table(
     values: dict[str, list[Any]] = {column: [] for column in present}
     for row in rows.read(*present):
         for column, found in zip(present, row, strict=True):
-            values[column].append(found[0] if len(found) == 1 else found)
+            is_one = len(found) == 1 and not rows.is_sequence(column)
+            values[column].append(found[0] if is_one else found)
     places = [f"{name}, {split}, row {number}" for number in range(len(rows))]
     names = {column: rows.class_names(column) for column in present}
     return Table(places, values, {column: found for column, found in names.items() if found})

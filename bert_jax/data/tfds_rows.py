@@ -70,14 +70,25 @@ class TfdsRows:
                 features = tf_example_pb2.Example.FromString(row).features.feature
                 yield [_values(features[column]) for column in columns]
 
+    def is_sequence(self, column: str) -> bool:
+        """Whether each row has any number of values of a column."""
+        path = self._path(column) or []
+        return any(isinstance(feature, tfds.features.Sequence) for feature in path)
+
     def _feature(self, column: str) -> Any:
-        feature: Any = self._features
+        """What a column holds, of a sequence what it is one of; None without such a column."""
+        path = self._path(column)
+        return None if path is None else _element(path[-1])
+
+    def _path(self, column: str) -> list[Any] | None:
+        """The features on the way to a column; None where there is no such column."""
+        path: list[Any] = [self._features]
         for part in column.split("/"):
-            feature = _element(feature)
+            feature = _element(path[-1])
             if not isinstance(feature, tfds.features.FeaturesDict) or part not in feature:
                 return None
-            feature = feature[part]
-        return _element(feature)
+            path.append(feature[part])
+        return path
 
 
 def _element(feature: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -128,22 +128,32 @@ def class_name(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def find_names(table: Table, column: str, given: Sequence[Any]) -> tuple[str, ...]:
-    """The names of the classes: those given, those that TFDS has, or those that occur."""
-    if given:
-        return tuple(map(class_name, given))
-    if column in table.class_names:
-        return table.class_names[column]
-    names = {class_name(value) for value in table.columns[column] if value not in _NO_LABEL}
+def find_names(found: Iterable[Any], named: Sequence[str], given: Sequence[Any]) -> tuple[str, ...]:
+    """The names of the classes: those given, those that TFDS has, or those that occur.
+
+    Args:
+      found: labels of all rows; those that stand for no label are left out.
+      named: the names that TFDS has for their numbers, if it has any.
+      given: the names that the config gives, if it does.
+    """
+    if given or named:
+        return tuple(map(class_name, given or named))
+    names = {class_name(value) for value in found if value not in _NO_LABEL}
     return tuple(sorted(names, key=lambda name: (not _is_number(name), _sort_key(name))))
 
 
 def _is_number(name: str) -> bool:
-    return name.lstrip("-").isdecimal()
+    return name.removeprefix("-").isdecimal()
 
 
 def _sort_key(name: str) -> tuple[int, str]:
     return (int(name) if _is_number(name) else 0, name)
+
+
+def _own_name(value: Any, named: Sequence[str]) -> str:
+    """The name of a label, which in TFDS is the number of one."""
+    is_named = isinstance(value, int) and 0 <= value < len(named)
+    return named[value] if is_named else class_name(value)
 
 
 def class_numbers(table: Table, column: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +174,7 @@ def class_numbers(table: Table, column: str, names: Sequence[str]) -> tuple[np.n
     numbers = np.zeros(len(table), np.int32)
     known = np.ones(len(table), np.float32)
     for row, value in enumerate(table.columns[column]):
-        is_named = isinstance(value, int) and 0 <= value < len(named)
-        name = named[value] if is_named else class_name(value)
+        name = _own_name(value, named)
         if value in _NO_LABEL or (name == "-1" and name not in number_of):
             known[row] = 0.0
         elif name in number_of:
@@ -180,22 +189,26 @@ def class_numbers(table: Table, column: str, names: Sequence[str]) -> tuple[np.n
     return numbers, known
 
 
-def label_sets(table: Table, column: str, separator: str) -> list[list[str]]:
-    """The labels of each row: a JSON list, or a text with a separator between labels.
+def label_sets(table: Table, column: str, separator: str) -> list[list[str] | None]:
+    """The labels of each row: a list of them, or a text with a separator between labels.
+
+    None where they are hidden, as by JSON's ``null``. An empty text or list is a row that has none
+    of the labels.
 
     Raises:
       UserError: a row has neither.
     """
-    sets = []
+    named = table.class_names.get(column, ())
+    sets: list[list[str] | None] = []
     for place, value in zip(table.places, table.columns[column], strict=True):
         if isinstance(value, str):
             value = [label.strip() for label in value.split(separator) if label.strip()]
-        if not isinstance(value, list):
+        if not isinstance(value, list | None):
             raise UserError(
                 f"{place} has {value!r} in the column {column!r}, where a list of labels should "
                 "stand"
             )
-        sets.append([class_name(label) for label in value])
+        sets.append(None if value is None else [_own_name(label, named) for label in value])
     return sets
 
 

@@ -5,23 +5,25 @@ the rows times the places in each, [rows, places].
 """
 
 import dataclasses
+import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
-from bert_jax.tasks.base import Batch
+from bert_jax.tasks.base import NEW, Batch, Start
+from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.labelled_fine_tuning import LabelledFineTuning, token_sum
 from bert_jax.tasks.labelled_texts import (
     LabelledRows,
     all_labels,
-    class_name,
     class_numbers,
     find_names,
     label_sets,
@@ -39,15 +41,28 @@ from bert_jax.training.metrics import Ratio, Sums
 THRESHOLD = 0.5
 
 
+class Submission(enum.StrEnum):
+    """How predictions say which class it is."""
+
+    NAME = "name"
+    NUMBER = "number"
+
+
 class Classification(LabelledFineTuning):
     """One class of each text."""
 
     can_pack = True
 
+    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
+        self._submission = member(Submission, config.data.submission, "data.submission")
+        super().__init__(config, start)
+
     def prepare_labels(self, table: Table) -> None:
         """The classes are those that the config gives, or those that training has."""
         data = self.config.data
-        self.labels = find_names(all_labels(data, table), data.label, data.labels)
+        whole = all_labels(data, table)
+        named = whole.class_names.get(data.label, ())
+        self.labels = find_names(whole.columns.get(data.label, ()), named, data.labels)
         if len(self.labels) < 2:
             found = f"one label only, {self.labels[0]!r}" if self.labels else "no labels"
             raise UserError(
@@ -101,7 +116,7 @@ class Classification(LabelledFineTuning):
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Each row's class and the probabilities of all."""
         predictions = class_predictions(self.in_order_of_data(outputs)["scores"], self.labels)
-        if self.config.data.submission == "number":
+        if self._submission is Submission.NUMBER:
             for row in predictions:
                 row["prediction"] = self.labels.index(row["prediction"])
         return predictions
@@ -115,9 +130,15 @@ class MultiLabelClassification(LabelledFineTuning):
     def prepare_labels(self, table: Table) -> None:
         """The labels are those that the config gives, or those that training has."""
         data = self.config.data
-        found = label_sets(all_labels(data, table), data.label, data.label_separator)
-        names = {label for labels in found for label in labels}
-        self.labels = tuple(map(class_name, data.labels)) or tuple(sorted(names))
+        if self.config.class_weights is not None:
+            raise UserError(
+                "class_weights are of classes, of which a text has one, and this task is "
+                "multi_label; leave them out"
+            )
+        whole = all_labels(data, table)
+        sets = label_sets(whole, data.label, data.label_separator)
+        found = [label for labels in sets for label in labels or ()]
+        self.labels = find_names(found, whole.class_names.get(data.label, ()), data.labels)
         if not self.labels:
             raise UserError(
                 f"the training rows have no labels in the column {data.label!r}; choose another "
@@ -128,18 +149,20 @@ class MultiLabelClassification(LabelledFineTuning):
         """float32 [N, T], 1 where a row has a label."""
         data = self.config.data
         targets_NT = np.zeros((len(table), len(self.labels)), np.float32)
+        known_N = np.zeros(len(table), np.float32)
         if data.label not in table.columns:
-            return targets_NT, np.zeros(len(table), np.float32)
+            return targets_NT, known_N
         number_of = {name: number for number, name in enumerate(self.labels)}
         for row, labels in enumerate(label_sets(table, data.label, data.label_separator)):
-            for label in labels:
+            known_N[row] = labels is not None
+            for label in labels or ():
                 if label not in number_of:
                     raise UserError(
                         f"{table.places[row]} has the label {label!r}, which training never saw; "
                         f"the labels are {', '.join(self.labels)}"
                     )
                 targets_NT[row, number_of[label]] = 1.0
-        return targets_NT, np.ones(len(table), np.float32)
+        return targets_NT, known_N
 
     def describe(self) -> ModelDescription:
         """BERT's classifier of sequences, with a sigmoid for each label."""
@@ -244,18 +267,20 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-def _class_weights(
-    setting: str | Sequence[float] | None, classes: np.ndarray, count: int
-) -> np.ndarray:
+def _class_weights(setting: Any, classes: np.ndarray, count: int) -> np.ndarray:
     """What each class counts in the loss: float32 [T]; 1 each where nothing is set."""
     if setting == "balanced":
         found = np.bincount(classes, minlength=count)
         return (len(classes) / (count * np.maximum(found, 1))).astype(np.float32)
-    if not setting:
+    if setting is None:
         return np.ones(count, np.float32)
-    if isinstance(setting, str) or len(setting) != count:
+    try:
+        weights = np.asarray(setting, np.float32)
+    except (TypeError, ValueError):
+        weights = np.zeros(0, np.float32)
+    if weights.shape != (count,) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise UserError(
-            f"class_weights={setting!r} must be 'balanced' or one number for each of the {count} "
-            "classes"
+            f"class_weights={setting!r} must be 'balanced', or one number from 0 up for each of "
+            f"the {count} classes"
         )
-    return np.asarray(setting, np.float32)
+    return weights

@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bert_jax.data.questions import Question, read_tfds_questions
+from bert_jax.data.tables import read_tfds_table
 from bert_jax.data.tagged_sentences import Sentence, read_tfds_sentences
 from bert_jax.data.tfds_rows import TfdsRows
 from bert_jax.errors import UserError
@@ -59,6 +60,14 @@ def test_conll2003(data_dir):
     assert sorted(sentence.tags for sentence in chunks) == [(), ("B-NP",), ("B-NP", "B-VP")]
     with pytest.raises(UserError, match=r"conll2003, dev has 'NNP', which is no entity tag"):
         read_tfds_sentences("conll2003", "dev", tags="pos", data_dir=data_dir)
+
+
+def test_a_sequence_of_one_is_a_sequence(data_dir):
+    table = read_tfds_table("conll2003", "dev", ["tokens", "ner"], data_dir=data_dir)
+    assert sorted(table.columns["tokens"]) == [[], ["Ann", "ran"], ["Bö"]]
+    assert sorted(table.columns["ner"]) == [[], [1, 0], [5]]
+    squad = read_tfds_table("squad", "train", ["question", "answers/text"], data_dir=data_dir)
+    assert squad.columns == {"question": ["Who?"], "answers/text": [["Bö", "Ann"]]}
 
 
 def test_what_a_data_set_has_not(data_dir):

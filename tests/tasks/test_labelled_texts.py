@@ -7,7 +7,7 @@ import pytest
 
 from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
-from bert_jax.tasks.labelled_texts import class_numbers, find_names, values_of
+from bert_jax.tasks.labelled_texts import class_numbers, find_names, label_sets, values_of
 
 TFDS = {"label": ("2", "1", "0")}  # whose numbers are those of other names
 
@@ -24,12 +24,13 @@ def numbers(labels: Table, names: tuple[str, ...]) -> list[int | None]:
 
 
 def test_names_are_those_that_occur_numbers_by_their_size():
-    assert find_names(table(10, "9", "b", True, "a", -1), "label", ()) == (
-        *("-1", "9", "10", "True", "a", "b"),
+    assert find_names((10, "9", "b", True, "a", -1, "--5"), (), ()) == (
+        *("-1", "9", "10", "--5", "True", "a", "b"),
     )
-    assert find_names(table("a", None, "", "b"), "label", ()) == ("a", "b")
-    assert find_names(table(0, 1), "label", (0, 1)) == ("0", "1")
-    assert find_names(table(0, 1, class_names=TFDS), "label", ()) == ("2", "1", "0")
+    assert find_names(("a", None, "", "b"), (), ()) == ("a", "b")
+    assert find_names((0, 1), (), (0, 1)) == ("0", "1")
+    assert find_names((0, 1), TFDS["label"], ()) == ("2", "1", "0")
+    assert find_names((0, 1), TFDS["label"], ("x", "y", "z")) == ("x", "y", "z")
 
 
 def test_labels_are_names_or_where_these_are_no_numbers_indices():
@@ -51,6 +52,15 @@ def test_nothing_hides_a_label_and_minus_one_where_it_is_no_class():
     assert numbers(table(-1, "-1", 0, 1), ("-1", "0", "1")) == [0, 0, 1, 2]
     assert numbers(table(-1, class_names=TFDS), TFDS["label"]) == [None]
     assert numbers(Table(["here"], {}, {}), ("a", "b")) == [None]
+
+
+def test_sets_of_labels_are_lists_or_texts_and_of_tfds_numbers():
+    assert label_sets(table("a| b", "", [], [2, "c"], None), "label", "|") == [
+        *(["a", "b"], [], [], ["2", "c"], None),
+    ]
+    assert label_sets(table([0, 2], [1], class_names=TFDS), "label", "|") == [["2", "0"], ["1"]]
+    with pytest.raises(UserError, match="line 0 has 3 in the column 'label', where a list"):
+        label_sets(table(3), "label", "|")
 
 
 def test_values_may_be_texts_and_so_may_the_one_that_hides():

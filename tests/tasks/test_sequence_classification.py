@@ -128,6 +128,9 @@ def test_epochs_become_steps_and_validation_rows_are_kept_apart(make_task):
     assert task.config.total_steps == round(3 * 45 / 8)
     with pytest.raises(UserError, match="no data to validate on"):
         make_task(data__validation="", data__validation_share=0.0)
+    for epochs in (0.0, -3.0):
+        with pytest.raises(UserError, match=f"epochs={epochs} leave nothing to train"):
+            make_task(epochs=epochs)
 
 
 def test_pairs_and_several_validation_files(make_task, files):
@@ -181,8 +184,11 @@ def test_class_weights_weigh_the_loss(make_task):
     weights = np.array([1.0, 2.0, 0.0])[batch["targets"]]
     sums = jax.jit(lambda p, b: task.sums(p, b, None))(params, batch)
     assert float(sums["loss"].mean) == pytest.approx((weights * nll).sum() / weights.sum(), 1e-5)
-    with pytest.raises(UserError, match="one number for each of the 3 classes"):
-        make_task(class_weights="(1.0, 2.0)")
+    for wrong in ("(1.0, 2.0)", "2", "(1.0, -1.0, 0.0)", "even", "(1.0, 2.0, 'x')"):
+        with pytest.raises(UserError, match="from 0 up for each of the 3 classes"):
+            make_task(class_weights=wrong)
+    with pytest.raises(UserError, match="this task is multi_label; leave them out"):
+        make_task(task="multi_label", data__label="labels", class_weights="balanced")
 
 
 def test_class_weights_leave_validation_alone(make_task):
@@ -326,6 +332,12 @@ def test_packing_shortens_the_epoch(make_task):
     packed = make_task(data__sequences_per_row=6)
     rows = packed.config.total_steps * packed.config.batch_size
     assert rows < 3 * 60 / 1.5
+    # Scored as many at a time by the run as afterwards.
+    start = Start(packed.assets(), packed.identity(), trains=False)
+    scoring = make_task(start=start, data__sequences_per_row=6)
+    [trained], [scored] = packed.phases, scoring.phases
+    assert trained.evaluated_at_once == scored.evaluated_at_once
+    assert 8 < scored.evaluated_at_once <= 6 * 8 and scored.evaluated_at_once % 8 == 0
 
 
 def test_what_adapts_an_encoder_leaves_it_as_it_is(make_task):
