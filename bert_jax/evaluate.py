@@ -6,11 +6,10 @@ checkpoint. A fine-tuned model is scored on the split that it was validated on, 
     python -m bert_jax.evaluate --workdir runs/sst2 --split test --predictions SST-2.tsv
     python -m bert_jax.evaluate --workdir runs/news --data more.jsonl --predictions more.out.jsonl
 
-Where the rows have no labels, the predictions are all that there is.
+Where rows of classes, labels or values to be told have none, the predictions are all that there is.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.evaluation import Evaluation, evaluate
 from bert_jax.training.monitor import TOKENS
 from bert_jax.training.progress import follow
+from bert_jax.training.result import null_if_undefined
 from bert_jax.training.sharding import (
     ACTIVATION_RULES,
     abstract_parameters,
@@ -75,11 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _to_json(scored: "Scored") -> dict[str, Any]:
-    """Scores and details; null for a score that the rows do not define."""
-    values = {
-        name: value if math.isfinite(value) else None for name, value in scored.values.items()
-    }
-    return values | ({"details": scored.details} if scored.details else {})
+    """Scores and details."""
+    return null_if_undefined(scored.values) | (
+        {"details": scored.details} if scored.details else {}
+    )
 
 
 def _parser() -> ArgumentParser:
@@ -149,7 +148,7 @@ def evaluate_checkpoint(
     Args:
       workdir: the run.
       which: ``latest``, ``best`` or a step.
-      batch_size: examples at a time; None for the run's.
+      batch_size: examples at a time; None for the run's, or a few more for these devices.
       examples: of a pretraining run, so many, rounded up for each corpus; None for all.
       split: ``validation`` or ``test``, as the run's config has them.
       data: other data instead, of fine-tuned models: files, or splits of the run's TFDS data set,
@@ -166,24 +165,29 @@ def evaluate_checkpoint(
             config.evaluation.examples = examples or 0
         elif examples is not None:
             raise UserError(f"a run of {config.task!r} is scored whole; leave --examples out")
-        _choose_data(config, split, data)
+        is_other = _choose_data(config, split, data)
         for field in KERNEL_FIELDS:
             if field in config.get("model", {}):
                 config.model[field] = "xla"  # any device will do, whatever the run was made for
         task = load_task(config, Start(record.assets, record.identity, trains=False))
-        if task.identity() != record.identity:
+        found = task.identity()
+        ignored = {"validation"} if is_other else set()
+        known = record.identity.items()
+        changed = [name for name, was in known if name not in ignored and found.get(name) != was]
+        if changed:
             raise UserError(
-                f"the data of {workdir} have changed since step {step}: they were "
-                f"{record.identity} and are {task.identity()}"
+                f"the data of {workdir} have changed since step {step} ({', '.join(changed)}); "
+                "restore them, or say with --data which rows to score"
             )
         # However many devices the run had.
         mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
         phase = task.phase_at(step)
-        size = phase.evaluated_at_once if batch_size is None else batch_size
-        if size < 1 or size % batch_shards(mesh):
+        shards = batch_shards(mesh)
+        size = -(-phase.evaluated_at_once // shards) * shards if batch_size is None else batch_size
+        if size < 1 or size % shards:
             raise UserError(
-                f"a batch of {size} does not divide over {batch_shards(mesh)} devices; give "
-                "another --batch_size"
+                f"a batch of {size} does not divide over {shards} devices; give another "
+                "--batch_size"
             )
         if (examples or 0) < 0 or not task.validation_size(phase):
             raise UserError(
@@ -200,10 +204,10 @@ def evaluate_checkpoint(
     return _scored(step, task, result)
 
 
-def _choose_data(config: ml_collections.ConfigDict, split: str, data: str) -> None:
-    """Puts what is to be scored in the place of the run's validation data."""
+def _choose_data(config: ml_collections.ConfigDict, split: str, data: str) -> bool:
+    """Puts what is to be scored in the place of the run's validation data, if it is other data."""
     if split == "validation" and not data:
-        return
+        return False
     if "validation" not in config.get("data", {}):
         raise UserError(
             f"a run of {config.task!r} has a validation split only; leave --split and --data out"
@@ -213,6 +217,7 @@ def _choose_data(config: ml_collections.ConfigDict, split: str, data: str) -> No
     config.data.validation = data or config.data.get("test", "")
     if not config.data.validation:
         raise UserError("the run's config names no test data; give them with --data FILE")
+    return True
 
 
 def _scored(step: int, task: Task, result: Evaluation) -> Scored:

@@ -126,6 +126,20 @@ def test_what_cannot_be_scored(run, arguments, message, tmp_path, monkeypatch):
         evaluate.main(["--workdir", str(run), *arguments])
 
 
+def test_other_rows_are_not_taken_for_those_of_the_run(run):
+    path = run / "validation.jsonl"
+    before = path.read_text()
+    expected = evaluate.evaluate_checkpoint(run, "latest").values
+    path.write_text("\n".join(before.splitlines()[1:]))
+    try:
+        with pytest.raises(UserError, match=r"have changed since step 3 \(validation\); restore"):
+            evaluate.evaluate_checkpoint(run, "latest")
+        others = evaluate.evaluate_checkpoint(run, "latest", data=str(path))
+    finally:
+        path.write_text(before)
+    assert len(others.predictions) == 20 and others.values != expected
+
+
 def test_what_a_prediction_holds_keeps_its_line(tmp_path):
     rows = [{"index": 1, "prediction": "a\tb\nc"}, {"index": 0, "prediction": [0.5, "d"]}]
     write_predictions(tmp_path / "p.tsv", rows)

@@ -81,6 +81,7 @@ class FineTuning(Task):
                     "LoRA and adapters adapt a trained encoder; give --config.init_from=DIRECTORY"
                 )
             self._base_fingerprint = base_fingerprint(start.params, self.encoder)
+        self._sequences_per_row = config.data.get("sequences_per_row", 1)
         self._packing: PackingPlan | None = None
         training = self.read("train") if start.trains else None
         self._validation = self.read("validation")
@@ -91,7 +92,7 @@ class FineTuning(Task):
             self._packing = self._plan_packing()
             if config.total_steps == 0:
                 rows = self._packing.rows_per_epoch if self._packing else len(training)
-                config.total_steps = max(1, round(config.epochs * rows / max(1, config.batch_size)))
+                config.total_steps = self.steps_of_epochs(config.batch_size / max(1, rows))
             if self._packing is None:
                 # A run that goes on for more steps may pad otherwise from there, and drop others.
                 self._training_lengths = choose_lengths(
@@ -137,11 +138,12 @@ class FineTuning(Task):
     def phases(self) -> tuple[Phase, ...]:
         """One phase, in which batches have several lengths, or all rows are shared."""
         config = self.config
+        name = f"length {config.data.max_length}: {self.packing}"
         if self.packing is None:
-            name, validated = "rows of several lengths", config.batch_size
-        else:
-            name = f"length {config.data.max_length}: {self.packing}"
-            validated = config.batch_size * max(1, round(self.packing.sequences_per_row))
+            name = "rows of several lengths"
+        # Where rows are shared, about as many tokens at a time as in training.
+        shared = round(config.data.max_length / self._validation.lengths.mean())
+        validated = config.batch_size * max(1, min(shared, self._sequences_per_row))
         return (Phase(0, config.total_steps, config.batch_size, name, validated),)
 
     def training_batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
@@ -175,7 +177,7 @@ class FineTuning(Task):
     def _plan_packing(self) -> PackingPlan | None:
         """How training rows share rows of the model, if they do."""
         config = self.config
-        most = config.data.get("sequences_per_row", 1)
+        most = self._sequences_per_row
         if most < 1:
             raise UserError(f"data.sequences_per_row is {most}; give 1, or more to pack")
         if most == 1:
@@ -242,15 +244,15 @@ class FineTuning(Task):
     # --- what a checkpoint holds ---
 
     def identity(self) -> dict[str, Any]:
-        """Fingerprints of the rows and the vocabulary."""
-        if not self._start.trains and self._start.identity is not None:
-            return dict(self._start.identity)
-        return {
-            "data": _fingerprint(self._training),
+        """Fingerprints of the rows and the vocabulary; of training rows not read, the run's."""
+        own = {
             # Scores of other rows could not be compared.
             "validation": _fingerprint(self._validation),
             "vocabulary": self.tokenizer.hash,
         }
+        if self._start.trains:
+            return {"data": _fingerprint(self._training)} | own
+        return dict(self._start.identity or {}) | own
 
     def assets(self) -> dict[str, str]:
         """The vocabulary, the model's description, and of an adapted encoder which one it was."""
