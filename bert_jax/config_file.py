@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
@@ -19,6 +20,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.errors import UserError
+
+# Those that are not inside brackets.
+_COMMA = re.compile(r",(?![^(\[]*[)\]])")
 
 
 def load_config(specification: str) -> ConfigDict:
@@ -128,11 +132,16 @@ def override_from_argument(config: ConfigDict, argument: str) -> None:
     Raises:
       UserError: a part is no such setting, or cannot be set.
     """
-    for setting in filter(None, argument.split(",")):
+    for setting in filter(None, split_at_commas(argument)):
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"{setting!r} in the config's argument is no KEY=VALUE")
         override_config(config, key, value)
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The values in a text, of which one may be a tuple or list with commas of its own."""
+    return _COMMA.split(text)
 
 
 def _leaves(config: ConfigDict) -> list[str]:

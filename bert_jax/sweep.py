@@ -14,7 +14,6 @@ each validation metric, of the best checkpoint where the recipe keeps it, and ot
 import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bert_jax.command_line import ArgumentParser, run, take_overrides
-from bert_jax.config_file import as_json, load_config, override_config
+from bert_jax.config_file import as_json, load_config, override_config, split_at_commas
 from bert_jax.errors import UserError
 from bert_jax.training.atomic_file import write_atomically
 from bert_jax.training.checkpoints import DIRECTORY
@@ -33,12 +32,17 @@ from bert_jax.training.comparison import Point, Settings, best_of, shared_metric
 from bert_jax.training.compiled_programs import DIRECTORY as COMPILED
 from bert_jax.training.continuation import config_changes
 from bert_jax.training.preemption import Preemption
-from bert_jax.training.result import RESULT, Result, read_result
+from bert_jax.training.result import (
+    RESULT,
+    Result,
+    from_json,
+    null_if_undefined,
+    read_result,
+    to_json,
+)
 from bert_jax.training.workdir import claim_workdir
 
 SWEEP = "sweep.json"
-# Commas that are not inside brackets, as those of a tuple are.
-_COMMA = re.compile(r",(?![^(\[]*[)\]])")
 
 
 class _Runner(Preemption):
@@ -181,7 +185,7 @@ def _seeds(text: str) -> list[str]:
 
 def _values(setting: str) -> tuple[str, list[str]]:
     key, equals, text = setting.removeprefix("config.").partition("=")
-    values = [value.strip() for value in _COMMA.split(text)]
+    values = [value.strip() for value in split_at_commas(text)]
     if not equals or not all(values) or len(set(values)) < len(values):
         raise UserError(f"--grid takes KEY=VALUE,VALUE with different values, not {setting!r}")
     if key == "seed":
@@ -234,7 +238,7 @@ class _Record:
 
     def _results(self) -> dict[str, Result]:
         runs = self._content["runs"].items()
-        return {name: Result(**run["result"]) for name, run in runs if run["result"]}
+        return {name: from_json(run["result"]) for name, run in runs if run["result"]}
 
     def check(self, directory: str, config: Mapping[str, Any]) -> None:
         """Refuses a run that was begun with another config.
@@ -282,7 +286,7 @@ class _Record:
                     f"the data have changed since {self._workdir / other} was trained, so that "
                     f"{self._workdir / directory} cannot be compared; sweep in another --workdir"
                 )
-        self._content["runs"][directory]["result"] = result._asdict()
+        self._content["runs"][directory]["result"] = to_json(result)
         self.results[directory] = result
         self._write()
 
@@ -298,7 +302,9 @@ class _Record:
                     "directory": _name(point.settings),
                     "settings": dict(point.settings),
                     "metrics": {
-                        metric: {"mean": point.mean(metric), "deviation": point.deviation(metric)}
+                        metric: null_if_undefined(
+                            {"mean": point.mean(metric), "deviation": point.deviation(metric)}
+                        )
                         for metric in shared_metrics(points)
                     },
                 }

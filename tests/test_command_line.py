@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict
 
 from bert_jax.command_line import ArgumentParser, parse_config_flags, run
-from bert_jax.config_file import load_config, override_config
+from bert_jax.config_file import load_config, override_config, override_from_argument
 from bert_jax.errors import Stopped, UserError
 
 _CONFIG = """
@@ -245,6 +245,13 @@ def test_a_value_of_the_wrong_type_is_refused_and_the_right_one_named(config, ke
     with pytest.raises(UserError, match=f"^--config.{key} takes {expected}"):
         override_config(config, key, text)
     assert config.to_json() == before
+
+
+def test_a_tuple_in_the_config_s_argument_has_commas_of_its_own(config):
+    override_from_argument(config, "betas=(0.8,0.99),size=small,optimizer.name=lamb")
+    assert (config.betas, config.size, config.optimizer.name) == ((0.8, 0.99), "small", "lamb")
+    with pytest.raises(UserError, match="'small' in the config's argument is no KEY=VALUE"):
+        override_from_argument(config, "small")
 
 
 def test_a_placeholder_has_its_own_type():

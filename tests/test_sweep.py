@@ -1,6 +1,7 @@
 """Sweeps: every combination once, gone on with, compared; stopped as a run is stopped."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 from bert_jax import sweep
 from bert_jax.errors import UserError
 from bert_jax.training.preemption import EXIT_PREEMPTED
-from bert_jax.training.result import RESULT, find_result
+from bert_jax.training.result import RESULT, Result, find_result, read_result, write_result
 
 TOY = ("--config", "tests/toy_task.py")
 # Stands in for a run: notes that it ran, and comes to learning rate + seed / 1000.
@@ -179,6 +180,15 @@ def test_what_cannot_be_swept(tmp_path, more, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         sweep.main(arguments(tmp_path / "new", *more))
     assert not os.listdir(tmp_path)
+
+
+def test_a_score_that_the_rows_do_not_define_is_read_back(tmp_path):
+    result = Result(3, "loss", False, {"loss": 0.5, "spearman": math.nan}, {"data": "a"})
+    write_result(tmp_path / "result.json", result)
+    assert json.loads((tmp_path / "result.json").read_text())["values"]["spearman"] is None
+    found = read_result(tmp_path / "result.json")
+    assert math.isnan(found.values.pop("spearman"))
+    assert found == result._replace(values={"loss": 0.5})
 
 
 def test_the_result_is_that_of_the_checkpoint_that_is_kept():

@@ -64,9 +64,28 @@ def find_result(
 
 def write_result(path: Path, result: Result) -> None:
     """Writes a result as JSON."""
-    write_atomically(path, json.dumps(result._asdict(), indent=2).encode() + b"\n")
+    write_atomically(path, json.dumps(to_json(result), indent=2, allow_nan=False).encode() + b"\n")
 
 
 def read_result(path: Path) -> Result:
     """Reads what ``write_result`` wrote."""
-    return Result(**json.loads(path.read_text(encoding="utf-8")))
+    return from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """A result as plain JSON."""
+    return result._asdict() | {"values": null_if_undefined(result.values)}
+
+
+def from_json(fields: Mapping[str, Any]) -> Result:
+    """The result of which ``to_json`` made these fields."""
+    values = {name: math.nan if v is None else v for name, v in fields["values"].items()}
+    return Result(**{**fields, "values": values})
+
+
+def null_if_undefined(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Scores for JSON, which has no number for one that the rows do not define."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in values.items()
+    }
