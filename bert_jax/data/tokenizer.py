@@ -106,7 +106,6 @@ class WordPieceTokenizer:
         self.is_continuation.flags.writeable = False
         digest = hashlib.sha256(json.dumps([lowercase, self.vocabulary]).encode())
         self.hash = digest.hexdigest()
-        self._ids = ids
         self._parses_special_tokens = _wordpiece(ids, lowercase)
         self._plain = _wordpiece(ids, lowercase)
         self._plain.encode_special_tokens = True
@@ -319,10 +318,6 @@ class WordPieceTokenizer:
         """Text for ids, special tokens included, with word pieces joined."""
         ids = [int(i) for i in token_ids]
         return self._parses_special_tokens.decode(ids, skip_special_tokens=False)
-
-    def id_of(self, token: str) -> int:
-        """The id of a token, or of [UNK] if the vocabulary lacks it."""
-        return self._ids.get(token, self.unknown_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.vocabulary, self.lowercase)

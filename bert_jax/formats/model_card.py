@@ -84,8 +84,11 @@ def model_card(
 
 def _facts(record: RunRecord) -> dict[str, Any]:
     """The lines of the card's table: what was done, by what the data are known, and where."""
-    settings = ("task", "source", "corpus", "dataset", "init_from", "batch_size")
+    settings = ("task", "source", "corpus", "init_from", "batch_size")
     facts = {key: record.config[key] for key in settings if record.config.get(key)}
+    data = record.config.get("data", {})
+    if trained_on := ", ".join(filter(None, (data.get("tfds"), data.get("train")))):
+        facts["training data"] = trained_on
     if record.step:
         facts["steps"] = f"{record.step:,}"
     facts |= {f"data: {name}": value for name, value in record.identity.items()}

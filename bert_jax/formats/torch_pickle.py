@@ -33,11 +33,10 @@ _DTYPES = {
 
 
 class _Storage(NamedTuple):
-    """Where the bytes of some tensors lie: the type's name, the archive's key, the elements."""
+    """Where the bytes of some tensors lie: the type's name and the archive's key."""
 
     type_name: str
     key: str
-    elements: int
 
 
 class _Tensor(NamedTuple):
@@ -83,10 +82,10 @@ class _StateDictUnpickler(pickle.Unpickler):
         raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, type_name, key, _, elements = pid
+        kind, type_name, key, *_ = pid
         if kind != "storage":
             raise ValueError(f"unknown kind of reference {kind!r}")
-        return _Storage(type_name, key, elements)
+        return _Storage(type_name, key)
 
 
 class _RefusedError(Exception):
