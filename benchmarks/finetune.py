@@ -43,8 +43,9 @@ def our_turn(
     import jax
 
     from bert_jax.config_file import load_config
-    from bert_jax.tasks.base import load_task, training_batches
+    from bert_jax.tasks.batches import training_batches
     from bert_jax.tasks.program import make_program
+    from bert_jax.tasks.registry import load_task
     from bert_jax.training.sharding import make_mesh, to_global
     from bert_jax.training.state import initial_state
 

@@ -92,7 +92,7 @@ def compiler_option(text: str) -> tuple[str, Any]:
 def pretraining_task(arguments: argparse.Namespace, shape: Shape) -> Any:
     """The task of `configs/pretrain.py` for a shape."""
     from bert_jax.config_file import load_config, override_config
-    from bert_jax.tasks.base import load_task
+    from bert_jax.tasks.registry import load_task
 
     config = load_config(f"{PRETRAIN}:{shape.size}")
     config.batch_size = shape.batch_size

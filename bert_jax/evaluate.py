@@ -22,7 +22,9 @@ from bert_jax.command_line import ArgumentParser, run
 from bert_jax.errors import UserError
 from bert_jax.formats.predictions import SUFFIXES, check_name, write_predictions
 from bert_jax.models.config import KERNEL_FIELDS
-from bert_jax.tasks.base import Start, Task, load_task, validation_batches
+from bert_jax.tasks.base import Start, Task
+from bert_jax.tasks.batches import validation_batches
+from bert_jax.tasks.registry import load_task
 from bert_jax.training.checkpoints import Checkpoints
 from bert_jax.training.evaluation import Evaluation, evaluate
 from bert_jax.training.monitor import TOKENS

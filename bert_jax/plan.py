@@ -34,8 +34,9 @@ from bert_jax.data.stand_in_corpus import write_stand_in_corpus
 from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
 from bert_jax.pretrained import load
-from bert_jax.tasks.base import Start, load_task
+from bert_jax.tasks.base import Start
 from bert_jax.tasks.planner import Hardware, Planner, StepPlan
+from bert_jax.tasks.registry import load_task
 from bert_jax.training.footprint import Footprint
 from bert_jax.training.partition import count_trainable
 from bert_jax.training.plan import bytes_per_device, describe_run, format_bytes

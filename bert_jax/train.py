@@ -21,16 +21,10 @@ from bert_jax.errors import UserError
 from bert_jax.models.flops import peak_flops
 from bert_jax.models.reinitialisation import reinitialise_top_layers
 from bert_jax.pretrained import Pretrained, load
-from bert_jax.tasks.base import (
-    Phase,
-    Start,
-    Task,
-    load_task,
-    sequence_length,
-    training_batches,
-    validation_batches,
-)
+from bert_jax.tasks.base import Phase, Start, Task, sequence_length
+from bert_jax.tasks.batches import training_batches, validation_batches
 from bert_jax.tasks.program import Program, check_settings, make_program
+from bert_jax.tasks.registry import load_task
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.compiled_programs import keep_compiled_programs
 from bert_jax.training.continuation import changes, check_resumable

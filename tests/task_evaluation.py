@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from bert_jax.tasks.base import Batch, Task, validation_batches
+from bert_jax.tasks.base import Batch, Task
+from bert_jax.tasks.batches import validation_batches
 from bert_jax.training.evaluation import Evaluation, evaluate
 from bert_jax.training.metrics import Sums
 from bert_jax.training.sharding import make_mesh, unbox

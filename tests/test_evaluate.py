@@ -12,7 +12,7 @@ from bert_jax.config_file import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.formats.predictions import write_predictions
-from bert_jax.tasks.base import load_task
+from bert_jax.tasks.registry import load_task
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.sharding import unbox
 from bert_jax.training.state import TrainState

@@ -1,9 +1,8 @@
 """What a task is: its examples, its model, its loss and its metrics. The loop knows no more."""
 
 import abc
-import importlib
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -11,14 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
-from bert_jax.data.loader import prefetch
-from bert_jax.data.rows import join_batches
 from bert_jax.errors import UserError
 from bert_jax.training.metrics import Sums
 from bert_jax.training.report import SamplePrediction
-from bert_jax.training.sharding import batch_shards, process_shards
 
 Batch: TypeAlias = Mapping[str, Any]
 
@@ -234,89 +229,6 @@ def shapes_of_examples(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDt
     }
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> tuple[slice, ...]:
-    """The rows of a global batch that this process makes, as few contiguous blocks as can be."""
-    size = batch_size // batch_shards(mesh)
-    shards = process_shards(mesh)
-    starts = [shard for shard in shards if shard - 1 not in shards]
-    ends = [shard + 1 for shard in shards if shard + 1 not in shards]
-    return tuple(slice(s * size, e * size) for s, e in zip(starts, ends, strict=True))
-
-
-def training_batches(
-    task: Task, first_step: int, mesh: Mesh
-) -> Generator[dict[str, np.ndarray], None, None]:
-    """This process's rows of the batches from ``first_step`` to the run's end, made ahead."""
-    # Asked here, because worker processes must not start JAX.
-    rows = {phase: process_rows(phase.batch_size, mesh) for phase in task.phases}
-
-    def make(step: int) -> dict[str, np.ndarray]:
-        blocks = rows[task.phase_at(step)]
-        return join_batches([task.training_batch(step, block) for block in blocks])
-
-    config = task.config
-    return prefetch(make, first_step, config.total_steps, workers=config.loader_workers)
-
-
-def validation_batches(
-    task: Task, phase: Phase, mesh: Mesh, batch_size: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of all validation batches, made ahead; the last is filled up.
-
-    Args:
-      task: the task.
-      phase: the phase whose examples are evaluated.
-      mesh: the device mesh.
-      batch_size: examples in a global batch; as the phase says by default.
-    """
-    size = batch_size or phase.evaluated_at_once
-    rows = process_rows(size, mesh)
-
-    def make(number: int) -> dict[str, np.ndarray]:
-        return join_batches([task.validation_batch(phase, number, size, block) for block in rows])
-
-    return prefetch(make, 0, -(-task.validation_size(phase) // size))
-
-
 def sequence_length(batch: Mapping[str, Any]) -> int | None:
     """The length that a batch's sequences are padded to; None where it holds no tokens."""
     return batch["token_ids"].shape[-1] if "token_ids" in batch else None
-
-
-# Tasks by the names that configs use.
-REGISTRY: Mapping[str, str] = {
-    "pretraining": "bert_jax.tasks.pretraining:Pretraining",
-    "classification": "bert_jax.tasks.sequence_classification:Classification",
-    "multi_label": "bert_jax.tasks.sequence_classification:MultiLabelClassification",
-    "regression": "bert_jax.tasks.sequence_classification:Regression",
-    "question_answering": "bert_jax.tasks.question_answering:QuestionAnswering",
-    "tagging": "bert_jax.tasks.tagging:Tagging",
-    "choice": "bert_jax.tasks.choice:Choice",
-    "embedding": "bert_jax.tasks.embedding:Embedding",
-}
-
-
-def load_task(config: ml_collections.ConfigDict, start: Start = NEW) -> Task:
-    """Makes the task that ``config.task`` names: a registered name, or ``module:Class``.
-
-    Args:
-      config: the recipe; the task's own ``config`` may differ from it.
-      start: the checkpoint that the task begins with, if there is one.
-
-    Raises:
-      UserError: there is no such task.
-    """
-    module, colon, name = REGISTRY.get(config.task, config.task).partition(":")
-    task = None
-    if colon:
-        try:
-            task = getattr(importlib.import_module(module), name, None)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise  # a task's own missing import, not a missing task
-    if task is None:
-        raise UserError(
-            f"config.task={config.task!r} is no task; use one of {', '.join(REGISTRY)}, or "
-            "'module:Class' for your own"
-        )
-    return task(config, start)

@@ -16,7 +16,8 @@ from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ASSET, Head, ModelDescription
 from bert_jax.pretrained import load
-from bert_jax.tasks.base import Start, load_task
+from bert_jax.tasks.base import Start
+from bert_jax.tasks.registry import load_task
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.sharding import unbox
 from bert_jax.training.state import TrainState

@@ -9,8 +9,9 @@ from random_params import random_params
 from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head
-from bert_jax.tasks.base import Start, load_task
+from bert_jax.tasks.base import Start
 from bert_jax.tasks.choice import choice_numbers, choice_predictions, choices_of
+from bert_jax.tasks.registry import load_task
 
 ROWS = [
     {"context": "red cat", "choices": ["one", "two dog", "right"], "label": 2},

@@ -10,7 +10,7 @@ from scipy import stats
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, Pooling
 from bert_jax.models.ranking_loss import ranking_loss_sum
-from bert_jax.tasks.base import load_task
+from bert_jax.tasks.registry import load_task
 from bert_jax.tasks.retrieval_scores import score_retrieval
 
 PAIRS = [

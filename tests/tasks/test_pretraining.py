@@ -9,8 +9,8 @@ from bert_jax.config_file import load_config, override_config
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.models.flops import train_flops_per_token
-from bert_jax.tasks.base import load_task
 from bert_jax.tasks.program import check_settings
+from bert_jax.tasks.registry import load_task
 from bert_jax.training.sharding import make_mesh
 
 

@@ -14,7 +14,8 @@ from bert_jax.data.questions import read_questions
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.models.description import ModelDescription
-from bert_jax.tasks.base import Start, load_task
+from bert_jax.tasks.base import Start
+from bert_jax.tasks.registry import load_task
 
 WORDS = ["ann", "bob", "cat", "dog", "ran", "sat", "who", "?", "."]
 RNG = np.random.default_rng(0)

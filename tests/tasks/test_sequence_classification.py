@@ -13,7 +13,8 @@ from bert_jax.data.corpus import open_corpus
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder
-from bert_jax.tasks.base import Start, load_task
+from bert_jax.tasks.base import Start
+from bert_jax.tasks.registry import load_task
 
 WORDS = ["good", "bad", "fine", "day", "night", "sea"]
 RNG = np.random.default_rng(0)

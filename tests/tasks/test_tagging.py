@@ -11,7 +11,8 @@ from task_evaluation import compiled_sums, initialise, run_evaluation
 from bert_jax.config_file import load_config, override_config
 from bert_jax.data.tokenizer import SPECIAL_TOKENS
 from bert_jax.errors import UserError
-from bert_jax.tasks.base import Start, load_task
+from bert_jax.tasks.base import Start
+from bert_jax.tasks.registry import load_task
 
 WORDS = ["ann", "##e", "bob", "ran", "to", "rome", "."]
 RNG = np.random.default_rng(0)
