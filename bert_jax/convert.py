@@ -32,9 +32,10 @@ from bert_jax.formats.model_card import model_card
 from bert_jax.formats.naming import to_tensors
 from bert_jax.formats.tensorflow_checkpoint import read_tensorflow_checkpoint
 from bert_jax.models.adaptation import merge_lora
-from bert_jax.models.description import ASSET, Head, ModelDescription, Pooling
-from bert_jax.pretrained import CONVERTED, VOCABULARY_ASSET, Pretrained, load
+from bert_jax.models.description import Head, ModelDescription, Pooling
+from bert_jax.pretrained import CONVERTED, Pretrained, load
 from bert_jax.storage import as_path, is_remote
+from bert_jax.training.assets import model_assets
 from bert_jax.training.atomic_file import write_directory_atomically
 from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.environment import environment
@@ -138,10 +139,7 @@ def _write_workdir(model: ForeignModel, source: Path, out: Path) -> Sequence[str
         step=0,
         config={"task": CONVERTED, "source": source.resolve().name},
         identity={"vocabulary": model.tokenizer.hash},
-        assets={
-            ASSET: model.description.to_json(),
-            VOCABULARY_ASSET: model.tokenizer.to_json(),
-        },
+        assets=model_assets(model.description, model.tokenizer),
         environment=environment(),
         notes=list(model.notes),
     )

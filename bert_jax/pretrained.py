@@ -22,15 +22,15 @@ from bert_jax.formats.hugging_face import is_model_directory, read_model
 from bert_jax.formats.hugging_face_tokenizer import read_tokenizer
 from bert_jax.formats.sentence_transformers import read_layout
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import ASSET, ModelDescription, Pooling
+from bert_jax.models.description import ModelDescription, Pooling
 from bert_jax.models.encoder import Encoder
 from bert_jax.models.pooling import sentence_embeddings
 from bert_jax.prediction.batches import apply_to_rows, mesh_of
 from bert_jax.storage import is_directory
+from bert_jax.training.assets import description_in, model_assets, tokenizer_in
 from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
 from bert_jax.training.sharding import abstract_parameters, make_mesh
 
-VOCABULARY_ASSET = "tokenizer.json"
 # The task of a checkpoint that no run of ours made, by its config.
 CONVERTED = "converted"
 
@@ -63,7 +63,7 @@ class Pretrained:
     @property
     def assets(self) -> dict[str, str]:
         """What a checkpoint carries along of it."""
-        return {"tokenizer.json": self.tokenizer.to_json(), ASSET: self.description.to_json()}
+        return model_assets(self.description, self.tokenizer)
 
     @property
     def model(self) -> nn.Module:
@@ -200,8 +200,7 @@ def load_tokenizer(path: str | Path, step: str | int = "latest") -> WordPieceTok
     place = _find(path, step)
     if isinstance(place, _Step):
         with Checkpoints(place.workdir, read_only=True) as checkpoints:
-            assets = _record(place, checkpoints, checkpoints.choose(place.which)).assets
-            return WordPieceTokenizer.from_json(assets[VOCABULARY_ASSET])
+            return _model_in(place, checkpoints.record(checkpoints.choose(place.which)))[1]
     layout = read_layout(place)
     return read_tokenizer(place if layout is None else layout.transformer)[0]
 
@@ -234,22 +233,21 @@ def _find(path: str | Path, step: str | int) -> _Step | Path:
     return Path(directory)
 
 
-def _record(place: _Step, checkpoints: Checkpoints, number: int) -> RunRecord:
-    record = checkpoints.record(number)
-    if ASSET not in record.assets:
+def _model_in(place: _Step, record: RunRecord) -> tuple[ModelDescription, WordPieceTokenizer]:
+    description, tokenizer = description_in(record.assets), tokenizer_in(record.assets)
+    if description is None or tokenizer is None:
         raise UserError(
             f"{place.workdir} is a run of {record.config['task']!r}, which has no BERT model"
         )
-    return record
+    return description, tokenizer
 
 
 def _load_checkpoint(place: _Step, mesh: Mesh) -> Pretrained:
     with Checkpoints(place.workdir, read_only=True) as checkpoints:
         number = checkpoints.choose(place.which)
-        record = _record(place, checkpoints, number)
-        description = ModelDescription.from_json(record.assets[ASSET])
+        record = checkpoints.record(number)
+        description, tokenizer = _model_in(place, record)
         abstract = abstract_parameters(description.initialise, mesh)
         params = checkpoints.restore_params(number, abstract)
-        tokenizer = WordPieceTokenizer.from_json(record.assets[VOCABULARY_ASSET])
         notes = tuple(record.notes) if record.config["task"] == CONVERTED else ()
         return Pretrained(description, jax.block_until_ready(params), tokenizer, record, notes)

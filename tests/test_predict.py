@@ -14,9 +14,10 @@ from random_params import random_params
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import ASSET, Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.predict import COMMANDS, main
-from bert_jax.pretrained import VOCABULARY_ASSET, load
+from bert_jax.pretrained import load
+from bert_jax.training.assets import DESCRIPTION, model_assets
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.state import TrainState
 
@@ -44,7 +45,7 @@ def checkpoint(tmp_path_factory):
             labels = ("bad", "good", "so-so")
             description = ModelDescription(CONFIG, head, labels, max_length=40)
             params = random_params(description.initialise)
-            assets = {ASSET: description.to_json(), VOCABULARY_ASSET: TOKENIZER.to_json()}
+            assets = model_assets(description, TOKENIZER)
             workdir = tmp_path_factory.mktemp(str(head))
             record = RunRecord(3, {"task": "test"}, {}, assets, {}, [])
             with Checkpoints(workdir) as checkpoints:
@@ -140,9 +141,9 @@ def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt):
     workdir = shutil.copytree(checkpoint(Head.CLASSIFICATION), tmp_path / "run")
     path = workdir / "checkpoints" / "3" / "run" / "metadata"
     record = json.loads(path.read_text())
-    description = ModelDescription.from_json(record["assets"][ASSET])
+    description = ModelDescription.from_json(record["assets"][DESCRIPTION])
     described = dataclasses.replace(description, options={"pairs": learnt})
-    record["assets"][ASSET] = described.to_json()
+    record["assets"][DESCRIPTION] = described.to_json()
     path.write_text(json.dumps(record))
     single, pair = "red cat", "red\tcat"
     right, wrong = (pair, single) if learnt else (single, pair)

@@ -22,9 +22,6 @@ from bert_jax.models.heads import (
     TokenClassifier,
 )
 
-# The asset of a checkpoint that holds a description.
-ASSET = "model.json"
-
 
 class Head(enum.StrEnum):
     """What the encoder's output is turned into."""

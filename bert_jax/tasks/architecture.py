@@ -1,4 +1,4 @@
-"""The model that a task begins with: its vocabulary and the shape of its encoder."""
+"""The shape of the encoder that a task begins with."""
 
 import dataclasses
 
@@ -7,20 +7,8 @@ import ml_collections
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig, size_shape
-from bert_jax.models.description import ASSET, ModelDescription
 from bert_jax.tasks.base import Start
-
-
-def start_description(start: Start) -> ModelDescription | None:
-    """The model that a task begins with, if it begins with one."""
-    return ModelDescription.from_json(start.assets[ASSET]) if ASSET in start.assets else None
-
-
-def start_tokenizer(start: Start) -> WordPieceTokenizer | None:
-    """The vocabulary of the model that a task begins with, if it begins with one."""
-    if "tokenizer.json" not in start.assets:
-        return None
-    return WordPieceTokenizer.from_json(start.assets["tokenizer.json"])
+from bert_jax.training.assets import description_in
 
 
 def encoder_shape(
@@ -40,7 +28,7 @@ def encoder_shape(
     size = config.get("size", "")
     shape = size_shape(size) if size else {}
     given = shape | {key: value for key, value in config.model.items() if value is not None}
-    described = start_description(start)
+    described = description_in(start.assets)
     if described is not None:
         encoder = dataclasses.replace(described.config, **given)
     else:

@@ -25,11 +25,12 @@ from bert_jax.data.rows import Rows, pad_batch
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
-from bert_jax.models.description import ASSET, ModelDescription
+from bert_jax.models.description import ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.storage import as_path
-from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
+from bert_jax.tasks.architecture import encoder_shape
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task, shapes_of_examples
+from bert_jax.training.assets import model_assets, tokenizer_in
 from bert_jax.training.plan import format_bytes
 from bert_jax.training.processes import is_first, to_host
 
@@ -257,10 +258,7 @@ class FineTuning(Task):
     def assets(self) -> dict[str, str]:
         """The vocabulary, the model's description, and of an adapted encoder which one it was."""
         adapted = {_BASE_FINGERPRINT: self._base_fingerprint} if self._base_fingerprint else {}
-        return adapted | {
-            "tokenizer.json": self.tokenizer.to_json(),
-            ASSET: self.description.to_json(),
-        }
+        return adapted | model_assets(self.description, self.tokenizer)
 
     def finish(self, workdir: Path, params: Any) -> Sequence[str]:
         """Writes what adapts the encoder to a small file, if it was adapted."""
@@ -316,7 +314,7 @@ def _fingerprint(source: Rows) -> str:
 
 
 def _tokenizer(config: ml_collections.ConfigDict, start: Start) -> WordPieceTokenizer:
-    if (tokenizer := start_tokenizer(start)) is not None:
+    if (tokenizer := tokenizer_in(start.assets)) is not None:
         return tokenizer
     if config.vocabulary:
         return read_vocabulary(as_path(config.vocabulary))

@@ -14,11 +14,11 @@ from bert_jax.data.tables import Table, concatenate, texts_of
 from bert_jax.data.text_rows import make_text_rows
 from bert_jax.errors import UserError
 from bert_jax.models.description import Pooling
-from bert_jax.tasks.architecture import start_description
 from bert_jax.tasks.base import NEW, Batch, Start
 from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.fine_tuning import FineTuning
 from bert_jax.tasks.labelled_texts import LabelledRows, read_splits
+from bert_jax.training.assets import description_in
 from bert_jax.training.metrics import Ratio
 
 _LOWER_IS_BETTER = ("loss", "mse")
@@ -40,7 +40,7 @@ class LabelledFineTuning(FineTuning):
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         # Runs from before have none.
         self.pooling = member(Pooling, config.get("pooling", Pooling.CLS), "pooling")
-        described = start_description(start)
+        described = description_in(start.assets)
         if not start.trains and described is not None:
             self.labels = described.labels
         super().__init__(config, start)

@@ -24,14 +24,15 @@ from bert_jax.data.pairs import Objective, PairOptions
 from bert_jax.data.rows import pad_batch
 from bert_jax.data.tokenizer import CONTINUATION_PREFIX, WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.description import ASSET, Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.flops import train_flops_per_token
 from bert_jax.models.losses import correct_sum, cross_entropy_sum, weighted_sum
 from bert_jax.storage import is_remote
-from bert_jax.tasks.architecture import encoder_shape, start_tokenizer
+from bert_jax.tasks.architecture import encoder_shape
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task
 from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.fill_mask import sample_predictions
+from bert_jax.training.assets import model_assets, tokenizer_in
 from bert_jax.training.metrics import Ratio, Sums
 from bert_jax.training.report import SamplePrediction
 from bert_jax.training.transplant import extend_vocabulary
@@ -48,7 +49,7 @@ class Pretraining(Task):
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         super().__init__(config.copy_and_resolve_references(), start)
         config = self.config
-        self._before = start_tokenizer(start)  # the vocabulary that is gone on from
+        self._before = tokenizer_in(start.assets)  # the vocabulary that is gone on from
         self._objective = member(Objective, config.data.objective, "data.objective")
         self._unit = member(Unit, config.data.masking.unit, "data.masking.unit")
         self.losses = {"mlm_loss": 1.0}
@@ -321,11 +322,8 @@ class Pretraining(Task):
         }
 
     def assets(self) -> dict[str, str]:
-        """The vocabulary, as ``tokenizer.json``, and what the model is."""
-        return {
-            "tokenizer.json": self.tokenizer.to_json(),
-            ASSET: self.description.to_json(),
-        }
+        """The vocabulary, and what the model is."""
+        return model_assets(self.description, self.tokenizer)
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward, with only the masked positions decoded.
@@ -366,7 +364,7 @@ class Pretraining(Task):
 
 def _check_vocabulary(tokenizer: WordPieceTokenizer, start: Start) -> None:
     """A new run can start only from parameters whose tokens have the same ids here."""
-    before = start_tokenizer(start)
+    before = tokenizer_in(start.assets)
     if start.identity is not None or before is None:
         return
     same_ids = tokenizer.vocabulary[: before.size] == before.vocabulary

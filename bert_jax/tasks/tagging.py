@@ -24,12 +24,12 @@ from bert_jax.data.tagged_sentences import (
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
-from bert_jax.tasks.architecture import start_description
 from bert_jax.tasks.base import NEW, Batch, Start
 from bert_jax.tasks.fine_tuning import FineTuning
 from bert_jax.tasks.labelled_fine_tuning import token_sum
 from bert_jax.tasks.splits import read_examples
 from bert_jax.tasks.tag_scores import score_entities
+from bert_jax.training.assets import description_in
 from bert_jax.training.metrics import Ratio, Sums
 
 
@@ -46,7 +46,7 @@ class Tagging(FineTuning):
     labels: tuple[str, ...] = ()
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
-        described = start_description(start)
+        described = description_in(start.assets)
         if not start.trains and described is not None:
             self.labels = described.labels
         super().__init__(config, start)

@@ -14,8 +14,8 @@ from bert_jax.convert import main
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import ASSET, Head, ModelDescription
-from bert_jax.pretrained import VOCABULARY_ASSET
+from bert_jax.models.description import Head, ModelDescription
+from bert_jax.training.assets import model_assets
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.state import TrainState
 
@@ -63,7 +63,7 @@ def test_a_graph_that_reads_the_mean(tmp_path: Path) -> None:
     description = ModelDescription(config, Head.CLASSIFICATION, ("bad", "good"), pooler=False)
     params = random_params(description.initialise)
     vocabulary = WordPieceTokenizer([*SPECIAL_TOKENS, "the", "cat", "sat"], lowercase=True)
-    assets = {ASSET: description.to_json(), VOCABULARY_ASSET: vocabulary.to_json()}
+    assets = model_assets(description, vocabulary)
     with Checkpoints(tmp_path / "run") as checkpoints:
         record = RunRecord(1, {"task": "test"}, {}, assets, {}, [])
         checkpoints.save(TrainState(1, params, None), record)

@@ -14,10 +14,11 @@ from bert_jax.data.corpus import open_corpus
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import ASSET, Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.pretrained import load
 from bert_jax.tasks.base import Start
 from bert_jax.tasks.registry import load_task
+from bert_jax.training.assets import model_assets
 from bert_jax.training.checkpoints import Checkpoints, RunRecord
 from bert_jax.training.sharding import unbox
 from bert_jax.training.state import TrainState
@@ -37,7 +38,7 @@ def origin(corpus_directory, tmp_path_factory):
     params = jax.jit(lambda key: unbox(description.initialise(key)))(jax.random.key(0))
     bias = params["mlm_head"]["bias"]
     params["mlm_head"]["bias"] = bias.at[:600].set(jnp.linspace(-1, 1, 600))
-    assets = {"tokenizer.json": tokenizer.to_json(), ASSET: description.to_json()}
+    assets = model_assets(description, tokenizer)
     record = RunRecord(0, {"task": "pretraining"}, {}, assets, {}, [])
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(TrainState(jnp.asarray(0), params, None), record)
