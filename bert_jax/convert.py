@@ -20,7 +20,6 @@ import numpy as np
 from bert_jax.command_line import ArgumentParser, run
 from bert_jax.data.file_lines import is_unicode
 from bert_jax.errors import UserError
-from bert_jax.formats.adapter_file import load_adapter
 from bert_jax.formats.hugging_face import (
     ForeignModel,
     read_model,
@@ -33,7 +32,7 @@ from bert_jax.formats.naming import to_tensors
 from bert_jax.formats.tensorflow_checkpoint import read_tensorflow_checkpoint
 from bert_jax.models.adaptation import merge_lora
 from bert_jax.models.description import Head, ModelDescription, Pooling
-from bert_jax.pretrained import CONVERTED, Pretrained, load
+from bert_jax.pretrained import CONVERTED, Pretrained, load, load_adapter
 from bert_jax.storage import as_path, is_remote
 from bert_jax.training.assets import model_assets
 from bert_jax.training.atomic_file import write_directory_atomically

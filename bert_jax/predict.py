@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 
 from bert_jax.command_line import ArgumentParser, run
-from bert_jax.formats.adapter_file import load_adapter
 from bert_jax.prediction.answers import ANSWER
 from bert_jax.prediction.choice import CHOOSE
 from bert_jax.prediction.command import Command, add_common_flags
@@ -23,7 +22,7 @@ from bert_jax.prediction.embeddings import EMBED, SIMILAR
 from bert_jax.prediction.fill_mask import FILL_MASK
 from bert_jax.prediction.sequences import CLASSIFY, REGRESS
 from bert_jax.prediction.tags import TAG
-from bert_jax.pretrained import load
+from bert_jax.pretrained import load, load_adapter
 
 COMMANDS: Sequence[Command] = (
     FILL_MASK,

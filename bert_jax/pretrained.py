@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from bert_jax.data.text_rows import make_text_rows
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.formats.adapter_file import base_fingerprint, read_adapter
 from bert_jax.formats.hugging_face import is_model_directory, read_model
 from bert_jax.formats.hugging_face_tokenizer import read_tokenizer
 from bert_jax.formats.sentence_transformers import read_layout
+from bert_jax.models.adaptation import base_params
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ModelDescription, Pooling
 from bert_jax.models.encoder import Encoder
@@ -29,7 +33,7 @@ from bert_jax.prediction.batches import apply_to_rows, mesh_of
 from bert_jax.storage import is_directory
 from bert_jax.training.assets import description_in, model_assets, tokenizer_in
 from bert_jax.training.checkpoints import DIRECTORY, Checkpoints, RunRecord
-from bert_jax.training.sharding import abstract_parameters, make_mesh
+from bert_jax.training.sharding import abstract_parameters, make_mesh, unbox
 
 # The task of a checkpoint that no run of ours made, by its config.
 CONVERTED = "converted"
@@ -189,6 +193,45 @@ def load(path: str | Path, step: str | int = "latest", mesh: Mesh | None = None)
         lambda array, leaf: jax.device_put(array, leaf.sharding), model.params, abstract
     )
     return Pretrained(model.description, params, model.tokenizer, notes=model.notes)
+
+
+def load_adapter(path: str | Path, base: Pretrained) -> Pretrained:
+    """Puts what `save_adapter` wrote on the encoder that it was trained on.
+
+    The base is not changed: several adapted models may share its arrays.
+
+    Args:
+      path: the file.
+      base: the encoder; its heads, and LoRA if it has any, are left out.
+
+    Returns:
+      The adapted model, with the base's vocabulary.
+
+    Raises:
+      UserError: the file is missing, damaged or of another format, or the base is another one.
+    """
+    adapter = read_adapter(path)
+    description = adapter.description
+    if adapter.base_fingerprint != base_fingerprint(base.params, base.config):
+        raise UserError(
+            f"{path} was trained on another base model (fingerprint "
+            f"{adapter.base_fingerprint[:12]}) than the one given; load it onto that one"
+        )
+    flat = flatten_dict(base_params(base.params)) | {
+        tuple(name.split("/")): jnp.asarray(array) for name, array in adapter.tensors.items()
+    }
+    expected = flatten_dict(
+        jax.eval_shape(lambda key: unbox(description.initialise(key)), jax.random.key(0))
+    )
+    found, wanted = (
+        {name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()} for tree in (flat, expected)
+    )
+    for name, _ in sorted(found.items() ^ wanted.items()):
+        raise UserError(
+            f"{path} is damaged: its parameter {'/'.join(name)} is missing, superfluous or of a "
+            "wrong shape or type; save it anew"
+        )
+    return Pretrained(description, unflatten_dict(flat), base.tokenizer)
 
 
 def load_tokenizer(path: str | Path, step: str | int = "latest") -> WordPieceTokenizer:

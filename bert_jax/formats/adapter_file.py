@@ -7,28 +7,38 @@ model's description and the fingerprint of the base encoder, without which the f
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from bert_jax.errors import UserError
 from bert_jax.models.adaptation import ENCODER, adaptation_params, base_params
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import ModelDescription
-from bert_jax.pretrained import Pretrained
 from bert_jax.training.atomic_file import write_atomically
-from bert_jax.training.sharding import unbox
 
 PyTree = Any
 
 _FORMAT = "bert_jax adapter"
 _METADATA = {"format", "description", "base_fingerprint"}
 _VOCABULARY_TABLE = f"{ENCODER}/embeddings/word"
+
+
+class Adapter(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      description: of the adapted model.
+      base_fingerprint: of the encoder that it was trained on.
+      tensors: by their paths in the adapted model's tree.
+    """
+
+    description: ModelDescription
+    base_fingerprint: str
+    tensors: dict[str, np.ndarray]
 
 
 def base_fingerprint(params: PyTree, config: BertConfig) -> str:
@@ -86,50 +96,12 @@ def save_adapter(
     write_atomically(path, safetensors.numpy.save(arrays, metadata))
 
 
-def load_adapter(path: str | Path, base: Pretrained) -> Pretrained:
-    """Puts what `save_adapter` wrote on the encoder that it was trained on.
-
-    The base is not changed: several adapted models may share its arrays.
-
-    Args:
-      path: the file.
-      base: the encoder; its heads, and LoRA if it has any, are left out.
-
-    Returns:
-      The adapted model, with the base's vocabulary.
+def read_adapter(path: str | Path) -> Adapter:
+    """Reads what `save_adapter` wrote.
 
     Raises:
-      UserError: the file is missing, damaged or of another format, or the base is another one.
+      UserError: the file is missing, damaged or of another format.
     """
-    metadata, tensors = _read(path)
-    if metadata["base_fingerprint"] != base_fingerprint(base.params, base.config):
-        raise UserError(
-            f"{path} was trained on another base model (fingerprint "
-            f"{metadata['base_fingerprint'][:12]}) than the one given; load it onto that one"
-        )
-    try:
-        description = ModelDescription.from_json(metadata["description"])
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    flat = flatten_dict(base_params(base.params)) | {
-        tuple(name.split("/")): jnp.asarray(array) for name, array in tensors.items()
-    }
-    expected = flatten_dict(
-        jax.eval_shape(lambda key: unbox(description.initialise(key)), jax.random.key(0))
-    )
-    found, wanted = (
-        {name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()} for tree in (flat, expected)
-    )
-    for name, _ in sorted(found.items() ^ wanted.items()):
-        raise UserError(
-            f"{path} is damaged: its parameter {'/'.join(name)} is missing, superfluous or of a "
-            "wrong shape or type; save it anew"
-        )
-    return Pretrained(description, unflatten_dict(flat), base.tokenizer)
-
-
-def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """The metadata and the tensors of a file."""
     try:
         with safetensors.safe_open(Path(path).expanduser(), framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -141,4 +113,8 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
     if metadata.get("format") != _FORMAT or not metadata.keys() >= _METADATA:
         raise UserError(f"{path} is no adapter file; give one that save_adapter wrote")
-    return metadata, tensors
+    try:
+        description = ModelDescription.from_json(metadata["description"])
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return Adapter(description, metadata["base_fingerprint"], tensors)

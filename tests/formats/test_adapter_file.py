@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.formats.adapter_file import base_fingerprint, load_adapter, save_adapter
+from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
 from bert_jax.models.adaptation import adaptation_params
 from bert_jax.models.config import BertConfig
 from bert_jax.models.description import Head, ModelDescription
-from bert_jax.pretrained import Pretrained
+from bert_jax.pretrained import Pretrained, load_adapter
 from bert_jax.training.sharding import unbox
 
 CONFIG = BertConfig(

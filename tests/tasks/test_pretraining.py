@@ -232,7 +232,7 @@ def test_identity_names_corpus_and_vocabulary(make_task, corpus_directory):
         ({"second_phase__share": 1.5}, "is no share"),
         ({"model__max_positions": 16}, "model.max_positions is 16"),
         ({"data__masking__unit": "wrd"}, "use one of token, word, span"),
-        ({"total_steps": 0}, "epochs=0.0 must be above 0, or total_steps be given"),
+        ({"total_steps": 0}, "epochs=0.0 leave nothing to train"),
     ],
 )
 def test_wrong_settings(make_task, settings, message):
