@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=defaults.new_words,
         metavar="WORDS",
-        help="add the text's most frequent words to it that it has in "
-        "pieces only, at most so many (default: %(default)s)",
+        help="add the words to it by which the text becomes shortest, at most so many "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--vocab_size",

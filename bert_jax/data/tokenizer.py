@@ -93,6 +93,7 @@ class WordPieceTokenizer:
                 raise UserError(
                     f"{origin} has no {token} token, which BERT needs; use a vocabulary that has it"
                 )
+        self._ids = ids
         self.vocabulary = tuple(vocabulary)
         self.lowercase = lowercase
         self.size = len(vocabulary)
@@ -318,6 +319,10 @@ class WordPieceTokenizer:
         """Text for ids, special tokens included, with word pieces joined."""
         ids = [int(i) for i in token_ids]
         return self._parses_special_tokens.decode(ids, skip_special_tokens=False)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token, or of [UNK] if the vocabulary lacks it."""
+        return self._ids.get(token, self.unknown_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.vocabulary, self.lowercase)

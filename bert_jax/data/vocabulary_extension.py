@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from bert_jax.data.chunks import offsets_of
 from bert_jax.data.tokenizer import WordPieceTokenizer
 
 # A rarer word would not be seen often enough for its row to be learnt.
@@ -17,6 +18,7 @@ def extend_vocabulary(
     """Appends the words by which the texts become shortest; old tokens keep their ids.
 
     A word is worth the tokens that it saves: how often it stands there, times its pieces less one.
+    One that is unknown now, of which nothing can be learnt, saves as many as it has characters.
     Words without a letter and those that occur fewer than five times are left out. WordPiece takes
     the longest beginning that it knows, so words that begin with a new one change their pieces too.
 
@@ -41,8 +43,10 @@ def extend_vocabulary(
         for word, count in counts.items()
         if count >= _MIN_COUNT and any(character.isalpha() for character in word)
     ]
-    _, pieces = tokenizer.encode_words(candidates)
-    saved = np.array([counts[word] for word in candidates]) * (pieces - 1)
+    token_ids, pieces = tokenizer.encode_words(candidates)
+    is_unknown = token_ids[offsets_of(pieces)[:-1]] == tokenizer.unknown_id
+    saved_each = np.where(is_unknown, [len(word) for word in candidates], pieces - 1)
+    saved = np.array([counts[word] for word in candidates]) * saved_each
     worth = {word: int(tokens) for word, tokens in zip(candidates, saved, strict=True) if tokens}
     new = sorted(worth, key=lambda word: (-worth[word], word))[:most]
     return WordPieceTokenizer([*tokenizer.vocabulary, *new], lowercase=tokenizer.lowercase)

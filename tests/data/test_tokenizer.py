@@ -160,6 +160,8 @@ def test_attributes(pair):
     assert ours.size == len(ours.vocabulary) <= 1500
     expected = [token.startswith("##") for token in ours.vocabulary]
     np.testing.assert_array_equal(ours.is_continuation, expected)
+    assert ours.id_of("fox") not in ours.special_ids
+    assert ours.id_of("no such token") == ours.unknown_id
 
 
 def test_json_and_pickle_keep_everything(pair):

@@ -29,6 +29,9 @@ def test_words_are_added_by_the_tokens_that_they_save():
     extended = extend_vocabulary(OLD, [*lines, "gf gf gf gf"], 10)
     assert extended.vocabulary == (*OLD.vocabulary, "efg", "abcd")  # 5 * 2 and 7 * 1 saved
     assert extend_vocabulary(OLD, lines, 1).vocabulary == (*OLD.vocabulary, "efg")
+    # Of an unknown word each character counts.
+    unknown = extend_vocabulary(OLD, [*lines, *5 * ["ДЖ Ж"]], 10)
+    assert unknown.vocabulary == (*OLD.vocabulary, "efg", "дж", "abcd", "ж")
     assert extend_vocabulary(OLD, lines[::-1], 10).hash == extended.hash
     assert extended.encode_batch(["abcd, efg"]) == [[OLD.size + 1, OLD.id_of(","), OLD.size]]
 
@@ -41,7 +44,7 @@ def test_nothing_changes_but_the_new_words_and_those_that_begin_with_one(lines, 
     assert len(new) <= most
     assert extended.lowercase
     for word in new:
-        assert len(OLD.encode_batch([word])[0]) > 1
+        assert len(OLD.encode_batch([word])[0]) > 1 or OLD.id_of(word) == OLD.unknown_id
         assert extended.encode_batch([word]) == [[extended.id_of(word)]]
     words = [word for line in lines for word in OLD.words(line) if not word.startswith(new)]
     assert extended.encode_batch(words) == OLD.encode_batch(words)
