@@ -4,12 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
-from bert_jax.data.tfds_text import prepared_builder
-from bert_jax.errors import UserError, first_line
-
-_READ_AT_ONCE = 64
+from bert_jax.data.tfds_split import TfdsSplit, prepared_builder
+from bert_jax.errors import UserError
 
 
 class TfdsRows:
@@ -28,18 +25,10 @@ class TfdsRows:
         self._name = name
         builder = prepared_builder(name, data_dir)
         self._features = builder.info.features
-        try:
-            self._source = builder.as_data_source(
-                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{name} has no split {split!r} ({first_line(error)}); choose one of "
-                f"{', '.join(builder.info.splits)}"
-            ) from None
+        self._split = TfdsSplit(builder, split)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._split)
 
     def __contains__(self, column: str) -> bool:
         return self._feature(column) is not None
@@ -64,11 +53,8 @@ class TfdsRows:
                     f"{self._name} has no column {column!r}; its columns are "
                     f"{', '.join(self._features)}"
                 )
-        for start in range(0, len(self), _READ_AT_ONCE):
-            rows = range(start, min(start + _READ_AT_ONCE, len(self)))
-            for row in self._source.__getitems__(rows):
-                features = tf_example_pb2.Example.FromString(row).features.feature
-                yield [_values(features[column]) for column in columns]
+        for features in self._split.read(0, len(self)):
+            yield [_values(features[column]) for column in columns]
 
     def is_sequence(self, column: str) -> bool:
         """Whether each row has any number of values of a column."""

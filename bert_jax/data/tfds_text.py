@@ -1,23 +1,18 @@
 """Documents from the text of a TFDS data set (``wikipedia/20230601.en``), without TensorFlow."""
 
 import dataclasses
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.data.documents import Passage, Tally, whole_document
-from bert_jax.errors import UserError, first_line
+from bert_jax.data.tfds_split import TfdsSplit, prepared_builder
+from bert_jax.errors import UserError
 
 PREFIX = "tfds:"
-_READ_AT_ONCE = 64
 _ROWS_OF_PART = 20_000
-# TFDS knows its older data sets only once the module of their kind is imported.
-_KINDS = ("question_answering", "summarization", "text", "translate")
 
 
 @dataclass(frozen=True)
@@ -50,16 +45,12 @@ class TfdsText:
           UserError: TFDS does not know the data set or cannot fetch it, or it lacks the split or
             the text.
         """
-        source, field = self._open()
-        first, end = self.rows or (0, len(source))
-        for start in range(first, end, _READ_AT_ONCE):
-            rows = range(start, min(start + _READ_AT_ONCE, end))
-            for row in source.__getitems__(rows):
-                # Only the text is decoded: a row may have pictures, too.
-                features = tf_example_pb2.Example.FromString(row).features.feature
-                text = features[field].bytes_list.value[0]
-                tally.disk_bytes += len(text)
-                yield from whole_document(text.decode("utf-8", errors="replace"))
+        split, field = self._open()
+        for features in split.read(*(self.rows or (0, len(split)))):
+            # Only the text is decoded: a row may have pictures, too.
+            text = features[field].bytes_list.value[0]
+            tally.disk_bytes += len(text)
+            yield from whole_document(text.decode("utf-8", errors="replace"))
 
     def parts(self) -> list["TfdsText"]:
         """The split in ranges of rows.
@@ -67,57 +58,18 @@ class TfdsText:
         Raises:
           UserError: as ``passages`` does.
         """
-        source, _ = self._open()
+        split, _ = self._open()
         return [
-            dataclasses.replace(self, rows=(start, min(start + _ROWS_OF_PART, len(source))))
-            for start in range(0, len(source), _ROWS_OF_PART)
+            dataclasses.replace(self, rows=(start, min(start + _ROWS_OF_PART, len(split))))
+            for start in range(0, len(split), _ROWS_OF_PART)
         ]
 
-    def _open(self) -> tuple[Any, str]:
-        """The rows, serialized, and the feature that is their text."""
+    def _open(self) -> tuple[TfdsSplit, str]:
+        """The split, and the feature that is its text."""
         data_set = self.name.removeprefix(PREFIX)
         builder = prepared_builder(data_set, self.data_dir)
         field = _text_feature(builder, self.text_field)
-        try:
-            source = builder.as_data_source(
-                self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{data_set} has no split {self.split!r} ({first_line(error)}); choose one of "
-                f"{', '.join(builder.info.splits)} with --tfds_split"
-            ) from None
-        return source, field
-
-
-def prepared_builder(data_set: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Opens a TFDS data set (``NAME``, ``NAME/CONFIG``), which is fetched and prepared if need be.
-
-    Raises:
-      UserError: TFDS does not know it or cannot fetch it.
-    """
-    where = data_dir or tfds.core.constants.DATA_DIR
-    for kind in _KINDS:
-        importlib.import_module(f"tensorflow_datasets.{kind}")
-    try:
-        builder = tfds.builder(data_set, data_dir=data_dir, file_format="array_record")
-    # A builder's own code runs here; whatever it raises, there is no such data set for us.
-    except Exception as error:
-        raise UserError(
-            f"TFDS has no data set {data_set!r} that works here ({first_line(error)}); check the "
-            "name in the catalogue at https://www.tensorflow.org/datasets"
-        ) from error
-    if builder.is_prepared():
-        return builder
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    # Network, checksum, disk and missing-package failures come as many types, some of TFDS's own.
-    except Exception as error:
-        raise UserError(
-            f"TFDS cannot fetch and prepare {data_set!r} in {where} ({first_line(error)}); "
-            "check the network, or copy it from where it is prepared in the array_record format"
-        ) from error
-    return builder
+        return TfdsSplit(builder, self.split), field
 
 
 def _text_feature(builder: tfds.core.DatasetBuilder, field: str | None) -> str:
