@@ -30,11 +30,12 @@ from bert_jax.models.flops import train_flops_per_token
 from bert_jax.storage import as_path
 from bert_jax.tasks.architecture import encoder_shape
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task, shapes_of_examples
-from bert_jax.training.assets import model_assets, tokenizer_in
+from bert_jax.training.assets import description_in, model_assets, tokenizer_in
 from bert_jax.training.plan import format_bytes
 from bert_jax.training.processes import is_first, to_host
 
 ADAPTER = "adapter.safetensors"
+_LOWER_IS_BETTER = ("loss", "mse")
 _BASE_FINGERPRINT = "base_fingerprint"
 _ROWS_AT_ONCE = 4096
 
@@ -50,10 +51,12 @@ class FineTuning(Task):
       encoder: the encoder's shape.
       description: what the model is.
       model: the flax module.
+      labels: names of the classes, labels or tags, for a task that has them.
       can_pack: whether ``sums`` takes batches of rows that several sequences share.
       of_tokens: the arrays of a batch that have an element for each token, [B, L].
     """
 
+    labels: tuple[str, ...] = ()
     can_pack = False
     of_tokens: Collection[str] = OF_TOKENS
     description: ModelDescription
@@ -61,6 +64,11 @@ class FineTuning(Task):
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         super().__init__(config.copy_and_resolve_references(), start)
         config = self.config
+        self.selection = config.selection
+        self.higher_is_better = self.selection not in _LOWER_IS_BETTER
+        described = description_in(start.assets)
+        if not start.trains and described is not None:
+            self.labels = described.labels
         self._start = start._replace(params=None)
         self.tokenizer = _tokenizer(config, start)
         self.encoder = encoder_shape(config, start, self.tokenizer)

@@ -18,34 +18,24 @@ from bert_jax.tasks.base import NEW, Batch, Start
 from bert_jax.tasks.enumerations import member
 from bert_jax.tasks.fine_tuning import FineTuning
 from bert_jax.tasks.labelled_texts import LabelledRows, read_splits
-from bert_jax.training.assets import description_in
 from bert_jax.training.metrics import Ratio
-
-_LOWER_IS_BETTER = ("loss", "mse")
 
 
 class LabelledFineTuning(FineTuning):
     """A task on texts with labels, scored on each validation table.
 
     Attributes:
-      labels: names of the classes or labels.
       needs_labels: whether nothing can be learnt or scored without them.
       pooling: what is read of a text.
     """
 
     losses: Mapping[str, float] = {"loss": 1.0}
-    labels: tuple[str, ...] = ()
     needs_labels = True
 
     def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
         # Runs from before have none.
         self.pooling = member(Pooling, config.get("pooling", Pooling.CLS), "pooling")
-        described = description_in(start.assets)
-        if not start.trains and described is not None:
-            self.labels = described.labels
         super().__init__(config, start)
-        self.selection = self.config.selection
-        self.higher_is_better = self.selection not in _LOWER_IS_BETTER
 
     def read(self, split: str) -> LabelledRows:
         """The rows of a split; the training rows' labels are all that there are."""

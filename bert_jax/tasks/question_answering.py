@@ -58,8 +58,6 @@ class QuestionAnswering(FineTuning):
             can_be_impossible=config.data.can_be_impossible, **config.answers
         )
         super().__init__(config, start)
-        self.selection = self.config.selection
-        self.higher_is_better = self.selection != "loss"
 
     def read(self, split: str) -> QuestionWindows:
         """The windows of a split's questions; articles are not divided between the splits."""

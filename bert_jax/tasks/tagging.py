@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from bert_jax.data.packing import OF_TOKENS
@@ -24,34 +23,20 @@ from bert_jax.data.tagged_sentences import (
 from bert_jax.errors import UserError
 from bert_jax.models.description import Head, ModelDescription
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
-from bert_jax.tasks.base import NEW, Batch, Start
+from bert_jax.tasks.base import Batch
 from bert_jax.tasks.fine_tuning import FineTuning
 from bert_jax.tasks.labelled_fine_tuning import token_sum
 from bert_jax.tasks.splits import read_examples
 from bert_jax.tasks.tag_scores import score_entities
-from bert_jax.training.assets import description_in
 from bert_jax.training.metrics import Ratio, Sums
 
 
 class Tagging(FineTuning):
-    """The tags of words, learnt and predicted at each word's first token.
-
-    Attributes:
-      labels: names of the tags; those that training has.
-    """
+    """The tags of words, learnt and predicted at each word's first token."""
 
     losses: Mapping[str, float] = {"loss": 1.0}
     can_pack = True
     of_tokens = (*OF_TOKENS, "labels", "label_weights")
-    labels: tuple[str, ...] = ()
-
-    def __init__(self, config: ml_collections.ConfigDict, start: Start = NEW):
-        described = description_in(start.assets)
-        if not start.trains and described is not None:
-            self.labels = described.labels
-        super().__init__(config, start)
-        self.selection = self.config.selection
-        self.higher_is_better = self.selection != "loss"
 
     def read(self, split: str) -> TagWindows:
         """The windows of a split's sentences."""

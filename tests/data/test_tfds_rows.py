@@ -78,7 +78,7 @@ def test_what_a_data_set_has_not(data_dir):
     assert rows.class_names("tokens") == ()
     with pytest.raises(UserError, match="conll2003 has no column 'tags'; its columns are .*ner"):
         list(rows.read("tags"))
-    with pytest.raises(UserError, match="conll2003/1.0.0 has no split 'validation' .* choose one of"):
+    with pytest.raises(UserError, match="conll2003/1.0.0 has no split 'validation' .* choose one"):
         TfdsRows("conll2003", "validation", data_dir)
     with pytest.raises(UserError, match="TFDS has no data set 'no_such_data_set'"):
         TfdsRows("no_such_data_set", "train", data_dir)
