@@ -39,7 +39,7 @@ from bert_jax.tasks.planner import Hardware, Planner, StepPlan
 from bert_jax.tasks.registry import load_task
 from bert_jax.training.footprint import Footprint
 from bert_jax.training.partition import count_trainable
-from bert_jax.training.plan import bytes_per_device, describe_run, format_bytes
+from bert_jax.training.run_description import bytes_per_device, describe_run, format_bytes
 from bert_jax.training.sharding import batch_shards, make_mesh
 from bert_jax.training.topology import GIB, hbm_bytes, topology_devices
 

@@ -35,7 +35,6 @@ from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.training.metrics import Sums
 from bert_jax.training.metrics_log import METRICS, MetricsLog, read_metrics
 from bert_jax.training.monitor import TOKENS, Monitor
-from bert_jax.training.plan import describe_run, describe_step
 from bert_jax.training.preemption import Preemption
 from bert_jax.training.processes import (
     check_agreement,
@@ -50,6 +49,7 @@ from bert_jax.training.processes import (
 from bert_jax.training.progress import Progress
 from bert_jax.training.report import write_report
 from bert_jax.training.result import RESULT, find_result, write_result
+from bert_jax.training.run_description import describe_run, describe_step
 from bert_jax.training.sharding import ACTIVATION_RULES, make_mesh, to_global
 from bert_jax.training.speed import SpeedMeter
 from bert_jax.training.state import initial_state

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bert_jax.data.beam_direct import direct_runner
-from bert_jax.data.parts import Task
+from bert_jax.data.parts import Work
 from bert_jax.data.stages import Progress, Report
 from bert_jax.errors import UserError, first_line
 
@@ -79,7 +79,7 @@ class BeamRun:
         self._options.view_as(TypeOptions).pipeline_type_check = False  # our types are not Beam's
         logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
-    def __call__(self, stage: str, task: Task, elements: Sequence[Any]) -> None:
+    def __call__(self, stage: str, work: Work, elements: Sequence[Any]) -> None:
         """Runs a pipeline to its end.
 
         Raises:
@@ -98,7 +98,7 @@ class BeamRun:
                     pipeline
                     | "Parts" >> beam.Create(pickled)
                     | "Spread" >> beam.Reshuffle()
-                    | stage.capitalize() >> beam.Map(_do, task=task)
+                    | stage.capitalize() >> beam.Map(_do, work=work)
                 )
         except Exception as error:
             if self._runner_name == _DIRECT:
@@ -108,6 +108,6 @@ class BeamRun:
             ) from error
 
 
-def _do(pickled: bytes, task: Task) -> None:
+def _do(pickled: bytes, work: Work) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
-    task(pickle.loads(pickled))
+    work(pickle.loads(pickled))

@@ -16,7 +16,7 @@ from bert_jax.data.parts import (
     SamplePart,
     SpoolPart,
     SurveyPart,
-    Task,
+    Work,
     read_results,
     spool_directory,
 )
@@ -95,9 +95,9 @@ class InParts:
             hashes,
         )
 
-    def run(self, stage: str, task: Task, elements: Sequence[Any]) -> None:
+    def run(self, stage: str, work: Work, elements: Sequence[Any]) -> None:
         """Has the workers do it."""
-        self._run(stage, task, elements)
+        self._run(stage, work, elements)
 
     def _survey(self, sample_characters: int) -> list[PartSurvey]:
         directory = self._new_directory("survey")

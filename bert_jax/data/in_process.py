@@ -8,7 +8,7 @@ from typing import Any
 from bert_jax.data.chunking import Chunker, chunk_batches
 from bert_jax.data.chunks import record_dtype
 from bert_jax.data.documents import Piece, Source, Tally, batch_pieces, number_pieces
-from bert_jax.data.parts import Task
+from bert_jax.data.parts import Work
 from bert_jax.data.spool import Spool, SpooledRecords
 from bert_jax.data.stages import Progress, Report, Spooled
 from bert_jax.data.vocabulary_sample import VocabularySample, piece_key
@@ -58,12 +58,12 @@ class InProcess:
             spool.hashes,
         )
 
-    def run(self, stage: str, task: Task, elements: Sequence[Any]) -> None:
+    def run(self, stage: str, work: Work, elements: Sequence[Any]) -> None:
         """Does the work here, element after element."""
         start = time.monotonic()
         for number, element in enumerate(elements):
             self._report(Progress(stage, 0, number / len(elements), time.monotonic() - start))
-            task(element)
+            work(element)
 
     def _read(
         self, tally: Tally, stage: str, source_counts: list[dict[str, Any]]

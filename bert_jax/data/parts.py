@@ -27,7 +27,7 @@ from bert_jax.errors import UserError
 from bert_jax.storage import local_place
 
 
-class Task(Protocol):
+class Work(Protocol):
     """A piece of work; picklable."""
 
     def __call__(self, element: Any, /) -> None:
@@ -37,12 +37,12 @@ class Task(Protocol):
 class Run(Protocol):
     """Who does the work: this process or a Beam pipeline."""
 
-    def __call__(self, stage: str, task: Task, elements: Sequence[Any]) -> None:
-        """Calls ``task`` with every element at least once, in any order and any process.
+    def __call__(self, stage: str, work: Work, elements: Sequence[Any]) -> None:
+        """Calls ``work`` with every element at least once, in any order and any process.
 
         Args:
           stage: what is being done, in words.
-          task: the work.
+          work: what to do.
           elements: what to do it for; picklable.
         """
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from bert_jax.data.chunking import Chunker
-from bert_jax.data.parts import Task
+from bert_jax.data.parts import Work
 from bert_jax.data.smallest_hashes import SmallestHashes
 from bert_jax.data.spool import SpooledRecords
 
@@ -70,5 +70,5 @@ class Stages(Protocol):
           UserError: something in the input cannot be read.
         """
 
-    def run(self, stage: str, task: Task, elements: Sequence[Any]) -> None:
+    def run(self, stage: str, work: Work, elements: Sequence[Any]) -> None:
         """Does work that is none of reading; see ``bert_jax.data.parts.Run``."""

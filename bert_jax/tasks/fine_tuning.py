@@ -31,8 +31,8 @@ from bert_jax.storage import as_path
 from bert_jax.tasks.architecture import encoder_shape
 from bert_jax.tasks.base import NEW, Batch, Phase, Start, Task, shapes_of_examples
 from bert_jax.training.assets import description_in, model_assets, tokenizer_in
-from bert_jax.training.plan import format_bytes
 from bert_jax.training.processes import is_first, to_host
+from bert_jax.training.run_description import format_bytes
 
 ADAPTER = "adapter.safetensors"
 _LOWER_IS_BETTER = ("loss", "mse")

@@ -11,7 +11,7 @@ from bert_jax.tasks.base import Phase, Task, sequence_length
 from bert_jax.tasks.program import abstract_batch, make_program
 from bert_jax.training.collectives import Total, find_collectives, total_by_kind
 from bert_jax.training.footprint import Footprint, footprint, largest_batch, out_of_memory
-from bert_jax.training.plan import bytes_per_device
+from bert_jax.training.run_description import bytes_per_device
 from bert_jax.training.sharding import batch_shards
 
 # A quarter of the time for BERT-base, and a fifth more memory. Newer versions of jax have levels

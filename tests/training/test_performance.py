@@ -12,8 +12,8 @@ import bert_jax.train
 from bert_jax.config_file import load_config
 from bert_jax.tasks.program import abstract_batch, make_program
 from bert_jax.tasks.registry import load_task
-from bert_jax.training.plan import bytes_per_device
 from bert_jax.training.preemption import Preemption
+from bert_jax.training.run_description import bytes_per_device
 from bert_jax.training.sharding import make_mesh
 from bert_jax.training.workdir import Workdir
 
