@@ -19,10 +19,10 @@ from bert_jax.data.chunks import (
     record_dtype,
 )
 from bert_jax.data.documents import Piece
-from bert_jax.data.killed_workers import explain_killed_worker
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.spool import KeyedRecords
 from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.data.worker_processes import end_with_parent, explain_killed_worker
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ _worker_chunker: Chunker | None = None  # a pool hands its workers their state b
 def _start_worker(chunker: Chunker) -> None:
     global _worker_chunker
     _worker_chunker = chunker
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 

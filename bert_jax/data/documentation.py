@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bert_jax.data.documents import Passage, Tally, whole_document
-from bert_jax.data.killed_workers import explain_killed_worker
+from bert_jax.data.worker_processes import end_with_parent, explain_killed_worker
 from bert_jax.errors import UserError
 
 # What bert_jax needs to run; what these need comes along.
@@ -204,7 +204,9 @@ def _parse_all(files: list[Path], workers: int) -> Iterator[list[str]]:
             yield from _parse_group(group)
         return
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=end_with_parent
+    )
     with pool, explain_killed_worker():
         for paragraphs in pool.map(_parse_group, groups):
             yield from paragraphs

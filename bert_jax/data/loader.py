@@ -1,6 +1,7 @@
 """Feeds batches, made ahead of time in the background by Grain."""
 
 import contextlib
+import functools
 import itertools
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -10,6 +11,7 @@ from typing import TypeVar
 import grain
 from absl import flags
 
+from bert_jax.data.worker_processes import end_with_parent
 from bert_jax.errors import UserError
 
 Item = TypeVar("Item")
@@ -31,6 +33,8 @@ def prefetch(
       ahead: how many items to make ahead of the consumer.
       workers: processes that make items, in turn; 0 makes them in a thread of this process.
     """
+    if workers:
+        make = functools.partial(_make_in_worker, make)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
     dataset = grain.MapDataset.range(first, end).map(make).to_iter_dataset(options)
     if workers:
@@ -55,6 +59,15 @@ def prefetch(
         ) from None
     finally:
         items.close()
+
+
+def _make_in_worker(make: Callable[[int], Item], number: int) -> Item:
+    _end_with_parent_once()
+    return make(number)
+
+
+# Grain starts the processes, and has them begin with nothing of ours but making an item.
+_end_with_parent_once = functools.cache(end_with_parent)
 
 
 @contextlib.contextmanager
