@@ -1,6 +1,7 @@
 """Paths on this machine's disks and in object stores (``gs://``, ``s3://``), by ``etils.epath``."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -71,11 +72,16 @@ def store_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from None
     # Network, credentials and permissions fail as many types, most of them the libraries' own.
     except Exception as error:
-        if not is_remote(path):
+        if not is_remote(path) or _is_of_a_disk(error):
             raise
         raise UserError(
             f"{path} cannot be reached ({first_line(error)}); check the path and your credentials"
         ) from None
+
+
+def _is_of_a_disk(error: Exception) -> bool:
+    """Whether a disk of this machine failed, from or to which a store's files are copied."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Object stores, of which one stands in memory for the real ones."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ from etils.epath import backend, gpath
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from bert_jax.data import corpus_copy
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.corpus_copy import ensure_copy
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
@@ -99,6 +101,43 @@ def test_a_corpus_in_a_store(store, tmp_path, monkeypatch, beam_runner):
         ).read_bytes() == written.read_bytes()
     monkeypatch.setattr(MemoryStore, "get_file", None)
     assert ensure_copy("gs://corpora/mine") == copy
+
+
+def test_a_corpus_that_changes_while_it_is_copied(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = PrepareOptions(vocabulary_size=60, max_length=16, workers=0)
+    prepare_corpus(["gs://texts/one"], "gs://corpora/mine", options)
+    original, calls = corpus_copy.copy, []
+
+    def copy_and_replace(source, target):
+        original(source, target)
+        calls.append(source)
+        if len(calls) == 1:
+            more = dataclasses.replace(options, overwrite=True)
+            prepare_corpus(["gs://texts/one/a.jsonl"], "gs://corpora/mine", more)
+
+    monkeypatch.setattr(corpus_copy, "copy", copy_and_replace)
+    with pytest.raises(UserError, match="gs://corpora/mine changed while it was copied; try again"):
+        ensure_copy("gs://corpora/mine")
+    kept = ensure_copy("gs://corpora/mine")
+    assert open_corpus(kept).fingerprint == open_corpus("gs://corpora/mine").fingerprint
+    assert len(calls) == 2
+    assert [path for path in kept.parent.iterdir() if path.is_dir()] == [kept]
+
+
+def test_a_full_disk_is_not_the_store_s_fault(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = PrepareOptions(vocabulary_size=60, max_length=16, workers=0)
+    prepare_corpus(["gs://texts/one"], "gs://corpora/mine", options)
+
+    def fill(source, target):
+        (target / "half").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(corpus_copy, "copy", fill)
+    with pytest.raises(UserError, match="No space left on device.; set XDG_CACHE_HOME"):
+        ensure_copy("gs://corpora/mine")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name == "half"]
 
 
 def test_a_store_that_cannot_be_reached(store, monkeypatch):

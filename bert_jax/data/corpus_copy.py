@@ -41,8 +41,15 @@ def ensure_copy(directory: str) -> Path:
             if not kept.exists():
                 partial = cache / f".{kept.name}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
-                copy(as_path(directory), partial)
-                partial.rename(kept)
+                try:
+                    copy(as_path(directory), partial)
+                    # Of a corpus that was being replaced it may be a mixture.
+                    both = open_corpus(partial).fingerprint, open_corpus(directory).fingerprint
+                    if both != (corpus.fingerprint, corpus.fingerprint):
+                        raise UserError(f"{directory} changed while it was copied; try again")
+                    partial.rename(kept)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"The corpus {directory} cannot be copied to {cache} ({error.strerror or error}); set "
