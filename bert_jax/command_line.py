@@ -6,6 +6,7 @@ The grammar is that of ml_collections' ``config_flags``::
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -14,8 +15,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import absl.logging
@@ -28,8 +31,10 @@ from bert_jax.training.process_group import ProcessGroup
 
 EXIT_BROKEN_PIPE = 141
 EXIT_FAULT = 1  # as Python has it
+EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells have it
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # writing to an open file names no file
+_SECONDS_UNTIL_TOLD_AGAIN = 0.05
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of a file that is named
 
 
@@ -37,9 +42,10 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
     """Runs an entry point and exits with its code; a mistake of the user's costs one line.
 
     ``UserError``, a full or unwritable disk and a file's name that no disk takes end with
-    ``error: ...`` on standard error and code 2, Ctrl-C with ``interrupted`` and code 130, and
-    standard output that nobody reads any more in silence with code 141, as shells have it. Whatever
-    else is raised is a fault of the program and keeps its traceback.
+    ``error: ...`` on standard error and code 2, Ctrl-C with ``interrupted`` and code 130, and in
+    silence ``terminated_as_exception`` with code 143 and standard output that nobody reads any more
+    with code 141, as shells have it. Whatever else is raised is a fault of the program and keeps
+    its traceback.
 
     Args:
       main: the program; returns its exit code, None for 0.
@@ -53,7 +59,8 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        sys.exit(main())
+        with _signals_told_again():
+            sys.exit(main())
     except UserError as error:
         code = _fail(str(error))
     except BrokenPipeError:
@@ -71,6 +78,8 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except _Terminated:
+        code = EXIT_TERMINATED
     except Stopped as stopped:
         print("stopped", file=sys.stderr)
         code = EXIT_INTERRUPTED if stopped.signal == signal.SIGINT else EXIT_PREEMPTED
@@ -78,6 +87,57 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
         traceback.print_exc()
         code = EXIT_FAULT
     fail(code)
+
+
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+@contextlib.contextmanager
+def terminated_as_exception() -> Iterator[None]:
+    """Makes an exception of SIGTERM, as Python does of Ctrl-C, so that nothing half-made stays.
+
+    It is raised when Python has its turn, so not while XLA compiles: only programs that write for
+    long are in need of it. Outside the main thread, where Python allows no handlers, nothing is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _signals_told_again() -> Iterator[None]:
+    """Has no signal lost of those that are exceptions.
+
+    Python raises them wherever it is, and where that is a callback, such as JAX's at a collection
+    of garbage, discards them.
+    """
+
+    def tell_again(discarded: Any) -> None:
+        number = again.get(discarded.exc_type)
+        if number is None:
+            report(discarded)
+            return
+        timer = threading.Timer(_SECONDS_UNTIL_TOLD_AGAIN, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    again = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}
+    report = sys.unraisablehook
+    sys.unraisablehook = tell_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _fail(message: str) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bert_jax.command_line import ArgumentParser, run
+from bert_jax.command_line import ArgumentParser, run, terminated_as_exception
 from bert_jax.data.file_lines import is_unicode
 from bert_jax.errors import UserError
 from bert_jax.formats.hugging_face import (
@@ -55,21 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "a disk; copy them, and name the copy"
             )
     source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser()
-    match arguments.command:
-        case "from-hf":
-            notes = _write_workdir(read_model(source), source, out)
-        case "from-tf":
-            notes = _write_workdir(read_tensorflow_checkpoint(source), source, out)
-        case "to-hf":
-            model = _load_plain(arguments)
-            notes = _to_hugging_face(model, arguments, out)
-        case "to-onnx":
-            model = _load_plain(arguments)
-            notes = _to_onnx(model, out)
+    with terminated_as_exception():
+        notes = _convert(arguments, source, out)
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {out}")
     return 0
+
+
+def _convert(arguments: argparse.Namespace, source: Path, out: Path) -> Sequence[str]:
+    """Does what a subcommand says; gives what did not pass over."""
+    match arguments.command:
+        case "from-hf":
+            return _write_workdir(read_model(source), source, out)
+        case "from-tf":
+            return _write_workdir(read_tensorflow_checkpoint(source), source, out)
+        case "to-hf":
+            return _to_hugging_face(_load_plain(arguments), arguments, out)
+        case _:
+            return _to_onnx(_load_plain(arguments), out)
 
 
 def _parser() -> argparse.ArgumentParser:

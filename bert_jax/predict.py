@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bert_jax.command_line import ArgumentParser, run
+from bert_jax.command_line import ArgumentParser, run, terminated_as_exception
 from bert_jax.prediction.answers import ANSWER
 from bert_jax.prediction.choice import CHOOSE
 from bert_jax.prediction.command import Command, add_common_flags
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.compute_dtype is not None:
         model = model.in_dtype(arguments.compute_dtype)
     chosen.check(model, arguments.checkpoint)
-    chosen.run(model, arguments)
+    with terminated_as_exception():
+        chosen.run(model, arguments)
     return 0
 
 

@@ -1,24 +1,19 @@
 """Turns text into a corpus to pretrain on: ``python -m bert_jax.prepare --help``."""
 
 import argparse
-import contextlib
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Sequence
 
-from bert_jax.command_line import ArgumentParser, run
+from bert_jax.command_line import ArgumentParser, run, terminated_as_exception
 from bert_jax.data.corpus import Corpus, is_corpus
 from bert_jax.data.preparation import PrepareOptions, prepare_corpus
 from bert_jax.data.stages import Progress
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.storage import as_path, is_remote
 
-EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells have it
 _SECONDS_BETWEEN_LINES = 10.0  # where the output is a file
 _SECONDS_BETWEEN_UPDATES = 0.2  # where it is a terminal
 _WORDS_SHOWN = 5
@@ -58,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs = [name for names in parsed.input for name in names]
     progress = ProgressLine()
     try:
-        with _terminated_as_exception():
+        with terminated_as_exception():
             corpus = prepare_corpus(inputs, parsed.output, options, report=progress)
     finally:
         progress.finish()
@@ -307,22 +302,6 @@ def summary(corpus: Corpus, model: str | None = None) -> str:
     if model is not None:
         command += f" --config.init_from={shlex.quote(model)}"
     return "\n".join([*lines, command])
-
-
-class _Terminated(SystemExit):
-    """SIGTERM; unwinds the program, so that what it left half-made is removed."""
-
-
-@contextlib.contextmanager
-def _terminated_as_exception() -> Iterator[None]:
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated(EXIT_TERMINATED)
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -386,6 +386,29 @@ def test_a_disk_that_cannot_be_used_is_one_line(error, message, capsys):
     assert _exit(_raise(error), capsys) == (2, f"error: {message}\n")
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_is_not_lost_where_python_discards_exceptions(number, code):
+    program = f"""
+import os, signal, threading
+from bert_jax.command_line import run, terminated_as_exception
+
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+
+def main():
+    with terminated_as_exception():
+        Callback()
+        threading.Event().wait()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # however this test was started
+run(main)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert ended.returncode == code
+    assert ended.stderr == (b"interrupted\n" if number == "SIGINT" else b"")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_what_a_signal_stopped_can_be_gone_on_with(number, code, capsys):
     assert _exit(_raise(Stopped(number)), capsys) == (code, "stopped\n")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import signal
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from hugging_face_models import CASES
 from random_params import random_params
 
 from bert_jax import predict
+from bert_jax.command_line import run
 from bert_jax.convert import main
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
@@ -49,6 +51,18 @@ def test_a_workdir_says_what_it_was(tmp_path: Path, capsys: pytest.CaptureFixtur
     card = (tmp_path / "back" / "README.md").read_text()
     assert "| source | theirs |" in card
     assert note in card
+
+
+def test_a_program_that_is_terminated_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.write_model(tmp_path / "theirs", CASES["pretraining"])
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: main(["from-hf", str(tmp_path / "theirs"), str(tmp_path / "out")]))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == ["theirs"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_heads_may_be_left_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
