@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bert_jax import prepare
-from bert_jax.data import documentation_corpus, tfds_text
+from bert_jax.data import documentation_corpus, preparation, tfds_text
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.documentation import Documentation
 from bert_jax.data.documentation_corpus import ensure_docs_corpus
@@ -158,6 +159,55 @@ def test_a_standing_output_is_kept_unless_told_otherwise(text, tmp_path):
     for kept in (output, tmp_path):
         with pytest.raises(UserError, match="holds something besides a corpus"):
             prepare.main(options(text, kept, "--overwrite"))
+
+
+def test_what_others_write_meanwhile_is_kept(text, tmp_path, monkeypatch):
+    others = tmp_path / "others"
+    prepare.main(options(text, others))
+    write = preparation._write
+
+    def write_while(make):
+        def write_and_make(*arguments):
+            write(*arguments)
+            make()
+
+        monkeypatch.setattr(preparation, "_write", write_and_make)
+
+    output = tmp_path / "c"
+    write_while(lambda: shutil.copytree(others, output))
+    with pytest.raises(UserError, match="holds a corpus; give --overwrite"):
+        prepare.main(options(text, output))
+    shutil.rmtree(output)
+    prepare.main(options(text, output, "--overwrite"))
+    write_while(lambda: (output / "notes.txt").write_text("precious"))
+    with pytest.raises(UserError, match="holds something besides a corpus"):
+        prepare.main(options(text, output, "--overwrite"))
+    assert (output / "notes.txt").read_text() == "precious"
+    assert open_corpus(output).fingerprint == open_corpus(others).fingerprint
+    assert sorted(os.listdir(output)) == ["bert_corpus", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["c", "others", "text.txt"]
+
+
+def test_a_corpus_that_a_killed_program_moved_away_is_put_back(text, tmp_path):
+    output = tmp_path / "c"
+    prepare.main(options(text, output))
+    before = open_corpus(output).fingerprint
+    away = output / ".incomplete-12345678"
+    away.mkdir()
+    (output / "bert_corpus").rename(away / "old")
+    with pytest.raises(UserError, match="holds a corpus; give --overwrite"):
+        prepare.main(options(text, output))
+    assert open_corpus(output).fingerprint == before
+
+
+def test_a_disk_that_fills_while_records_are_written(text, tmp_path, monkeypatch):
+    def write(*_):
+        raise RuntimeError("write() failed: No space left on device; writing here; at byte 294912")
+
+    monkeypatch.setattr(tfds.core.ExampleWriter, "write", write)
+    with pytest.raises(UserError, match="cannot be written .No space left on device.; free some"):
+        prepare.main(options(text, tmp_path / "c"))
+    assert os.listdir(tmp_path) == ["text.txt"]
 
 
 def test_what_a_link_leads_to_is_the_output(text, tmp_path, monkeypatch, capsys):

@@ -1,10 +1,12 @@
 """The TFDS builder that writes a corpus: spooled records in, sharded ArrayRecord out."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from bert_jax.data.chunks import record_dtype, unpack_records
 from bert_jax.data.parts import Run
 from bert_jax.data.spool import BUCKETS, KeyedRecords, SpooledRecords, select
 from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.errors import UserError
 from bert_jax.storage import as_path, file_size, local_place
 
 FORMAT_VERSION = 1
@@ -98,6 +101,21 @@ class ShardStatistics(NamedTuple):
         path.write_bytes(content.getvalue())
 
 
+@contextlib.contextmanager
+def _explain_full_disk(path: Path) -> Iterator[None]:
+    """ArrayRecord reports a failed write as a ``RuntimeError`` that quotes the system's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        reasons = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+        reason = next((reason for reason in reasons if reason in str(error)), None)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{path} cannot be written ({reason}); free some space there, or give another --output"
+        ) from None
+
+
 @dataclass(frozen=True)
 class ShardWriter:
     """Writes a shard and its statistics; picklable. Done twice, it gives the same.
@@ -113,7 +131,7 @@ class ShardWriter:
     def __call__(self, shard: Shard) -> None:
         """Writes one shard; holds no more than one bucket of the spool."""
         statistics: list[ShardStatistics] = []
-        with local_place(shard.path) as path:
+        with local_place(shard.path) as path, _explain_full_disk(shard.path):
             tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(
                 path, self._examples(shard, statistics)
             )

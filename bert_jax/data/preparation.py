@@ -30,6 +30,7 @@ from bert_jax.storage import as_path, is_remote, remove_directory, store_errors
 
 DOCUMENTATION = "docs"
 _INCOMPLETE = ".incomplete-"
+_OLD = "old"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,10 @@ def prepare_corpus(
     if options.beam_runner is not None:
         run = BeamRun(options.beam_runner, options.beam_options, options.workers, report)
     with store_errors(output):
+        _put_back(output)
         _check_output(output, overwrite=options.overwrite)
     sources = make_sources(inputs, options)
-    with _new_directory(output) as directory:
+    with _new_directory(output, overwrite=options.overwrite) as directory:
         scratch = directory / "scratch"
         scratch.mkdir()
         stages: Stages
@@ -191,8 +193,18 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         raise UserError(f"{output} holds a corpus; give --overwrite to replace it")
 
 
+def _put_back(output: Path) -> None:
+    """Puts a corpus back that a program which was killed had moved away for its own."""
+    place = output / BertCorpus.name
+    if is_remote(output) or not output.is_dir() or place.exists():
+        return
+    for old in output.glob(f"{_INCOMPLETE}*/{_OLD}"):
+        old.rename(place)
+        return
+
+
 @contextlib.contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
+def _new_directory(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """A directory whose corpus is in ``output`` when the block ends well; it vanishes otherwise.
 
     On a disk it comes there at once. In an object store, where nothing can, its files are copied;
@@ -215,8 +227,10 @@ def _new_directory(output: Path) -> Iterator[Path]:
         ) from None
     try:
         yield directory
-        if stands:
-            _put(directory / BertCorpus.name, output / BertCorpus.name, directory / "old")
+        with store_errors(output):
+            _check_output(output, overwrite=overwrite)  # again: others may have written meanwhile
+        if output.is_dir() and not is_remote(output):
+            _put(directory / BertCorpus.name, output / BertCorpus.name, directory / _OLD)
         elif output.exists():
             old = output.parent / f"{directory.name}-old"
             output.rename(old)
