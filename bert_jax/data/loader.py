@@ -9,6 +9,8 @@ from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import grain
+import jax
+import numpy as np
 from absl import flags
 
 from bert_jax.data.worker_processes import end_with_parent
@@ -48,8 +50,9 @@ def prefetch(
     try:
         with _blocked_signals() if workers else contextlib.nullcontext():
             first_items = list(itertools.islice(items, 1))  # workers start when one is wanted
-        yield from first_items
-        yield from items
+        # What shared memory holds is let go at once, not when the program ends.
+        for item in itertools.chain(first_items, items):
+            yield jax.tree.map(np.array, item) if workers else item
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
