@@ -186,6 +186,9 @@ def print_table(result: dict) -> None:
 def print_cost(result: dict, gigabytes: float) -> None:
     """Prints what so much text would cost; computed, not measured."""
     quarter, whole = result["runs"]
+    if quarter["text_megabytes"] == whole["text_megabytes"]:
+        print("the text is too short to have a quarter; nothing was computed for more of it")
+        return
 
     def scaled(key: str) -> float:
         """The number for so much text, from what the text beyond the quarter costs."""
