@@ -32,7 +32,7 @@ PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = (PAD, UNKNOWN, CLS, SEP, MASK)
 CONTINUATION_PREFIX = "##"
 # Longer words become [UNK], as in transformers' BertTokenizer.
-_MAX_CHARACTERS_PER_WORD = 100
+MAX_CHARACTERS_PER_WORD = 100
 _MIN_ALPHABET = 1000
 # An encoding with offsets takes far more memory than its arrays.
 _TEXTS_AT_ONCE = 1024
@@ -214,8 +214,8 @@ class WordPieceTokenizer:
             is_bert = (
                 model.get("type", "WordPiece") == "WordPiece"
                 and model.get("continuing_subword_prefix") == CONTINUATION_PREFIX
-                and model.get("max_input_chars_per_word", _MAX_CHARACTERS_PER_WORD)
-                == _MAX_CHARACTERS_PER_WORD
+                and model.get("max_input_chars_per_word", MAX_CHARACTERS_PER_WORD)
+                == MAX_CHARACTERS_PER_WORD
                 and normalizer["type"] == "BertNormalizer"
                 and normalizer.get("clean_text", True)
                 and normalizer.get("handle_chinese_chars", True)
@@ -365,7 +365,7 @@ def _wordpiece(ids: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
         models.WordPiece(
             ids,
             unk_token=UNKNOWN,
-            max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD,
+            max_input_chars_per_word=MAX_CHARACTERS_PER_WORD,
             continuing_subword_prefix=CONTINUATION_PREFIX,
         )
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bert_jax.data.chunks import offsets_of
-from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.data.tokenizer import MAX_CHARACTERS_PER_WORD, WordPieceTokenizer
 
 # A rarer word would not be seen often enough for its row to be learnt.
 _MIN_COUNT = 5
@@ -19,7 +19,8 @@ def extend_vocabulary(
 
     A word is worth the tokens that it saves: how often it stands there, times its pieces less one.
     One that is unknown now, of which nothing can be learnt, saves as many as it has characters.
-    Words without a letter and those that occur fewer than five times are left out. WordPiece takes
+    Words without a letter, those that occur fewer than five times and those that are too long for
+    WordPiece are left out. WordPiece takes
     the longest beginning that it knows, so words that begin with a new one change their pieces too.
 
     Args:
@@ -41,7 +42,9 @@ def extend_vocabulary(
     candidates = [
         word
         for word, count in counts.items()
-        if count >= _MIN_COUNT and any(character.isalpha() for character in word)
+        if count >= _MIN_COUNT
+        and len(word) <= MAX_CHARACTERS_PER_WORD
+        and any(character.isalpha() for character in word)
     ]
     token_ids, pieces = tokenizer.encode_words(candidates)
     is_unknown = token_ids[offsets_of(pieces)[:-1]] == tokenizer.unknown_id

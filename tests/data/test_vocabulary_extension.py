@@ -30,7 +30,8 @@ def test_words_are_added_by_the_tokens_that_they_save():
     assert extended.vocabulary == (*OLD.vocabulary, "efg", "abcd")  # 5 * 2 and 7 * 1 saved
     assert extend_vocabulary(OLD, lines, 1).vocabulary == (*OLD.vocabulary, "efg")
     # Of an unknown word each character counts.
-    unknown = extend_vocabulary(OLD, [*lines, *5 * ["ДЖ Ж"]], 10)
+    too_long = "ж" * 101  # WordPiece reads none of more than 100
+    unknown = extend_vocabulary(OLD, [*lines, *5 * [f"ДЖ Ж {too_long}"]], 10)
     assert unknown.vocabulary == (*OLD.vocabulary, "efg", "дж", "abcd", "ж")
     assert extend_vocabulary(OLD, lines[::-1], 10).hash == extended.hash
     assert extended.encode_batch(["abcd, efg"]) == [[OLD.size + 1, OLD.id_of(","), OLD.size]]
