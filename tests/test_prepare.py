@@ -175,17 +175,17 @@ def test_what_others_write_meanwhile_is_kept(text, tmp_path, monkeypatch):
 
     output = tmp_path / "c"
     write_while(lambda: shutil.copytree(others, output))
-    with pytest.raises(UserError, match="holds a corpus; give --overwrite"):
+    text.write_text("Other text. It is short.")
+    with pytest.raises(UserError, match="c has got a corpus meanwhile, so that the new one is in"):
         prepare.main(options(text, output))
-    shutil.rmtree(output)
-    prepare.main(options(text, output, "--overwrite"))
-    write_while(lambda: (output / "notes.txt").write_text("precious"))
-    with pytest.raises(UserError, match="holds something besides a corpus"):
-        prepare.main(options(text, output, "--overwrite"))
-    assert (output / "notes.txt").read_text() == "precious"
     assert open_corpus(output).fingerprint == open_corpus(others).fingerprint
+    [kept] = tmp_path.glob("c-*")
+    write_while(lambda: (output / "notes.txt").write_text("precious"))
+    prepare.main(options(text, output, "--overwrite"))
+    assert (output / "notes.txt").read_text() == "precious"
+    assert open_corpus(output).fingerprint == open_corpus(kept).fingerprint
     assert sorted(os.listdir(output)) == ["bert_corpus", "notes.txt"]
-    assert sorted(os.listdir(tmp_path)) == ["c", "others", "text.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["c", kept.name, "others", "text.txt"]
 
 
 def test_a_corpus_that_a_killed_program_moved_away_is_put_back(text, tmp_path):

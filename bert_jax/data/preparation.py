@@ -227,10 +227,16 @@ def _new_directory(output: Path, *, overwrite: bool) -> Iterator[Path]:
         ) from None
     try:
         yield directory
-        with store_errors(output):
-            _check_output(output, overwrite=overwrite)  # again: others may have written meanwhile
+        # Others may have written there meanwhile.
         if output.is_dir() and not is_remote(output):
-            _put(directory / BertCorpus.name, output / BertCorpus.name, directory / _OLD)
+            place = output / BertCorpus.name
+            if place.exists() and not overwrite:
+                kept = directory.rename(directory.with_name(f"{output.name}-{token}"))
+                raise UserError(
+                    f"{output} has got a corpus meanwhile, so that the new one is in {kept}; give "
+                    "--overwrite to replace what is there"
+                )
+            _put(directory / BertCorpus.name, place, directory / _OLD)
         elif output.exists():
             old = output.parent / f"{directory.name}-old"
             output.rename(old)
@@ -253,6 +259,8 @@ def _put(new: Path, place: Path, old: Path) -> None:
         if old.exists() and not place.exists():
             old.rename(place)
         raise
+    if old.exists():
+        old.rename(old.with_name("replaced"))  # nothing to put back any more
 
 
 def _tokenizer(
