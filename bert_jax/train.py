@@ -238,8 +238,8 @@ def _train(
             progress.note(f"stopped {where}; the same command goes on")
             return preemption.exit_code
         # What is left is of the step that the run is judged by.
-        params = state.params
-        best = checkpoints.best() if config.checkpoints.keep_best else None
+        params, first_step = state.params, task.phase_at(step).first_step
+        best = checkpoints.best(first_step) if config.checkpoints.keep_best else None
         if best is not None and best != step:
             progress.note(f"step {best:,} scored best; elsewhere --step best reads it")
             checkpoints.committed()
@@ -253,7 +253,7 @@ def _train(
                 metrics,
                 task.selection,
                 task.higher_is_better,
-                first_step=task.phase_at(step).first_step,
+                first_step=first_step,
                 best=config.checkpoints.keep_best,
             )
             write_result(workdir.files / RESULT, judged_by._replace(identity=record.identity))

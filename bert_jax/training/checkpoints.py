@@ -121,9 +121,13 @@ class Checkpoints:
         """The newest step, or None."""
         return max(self.steps(), default=None)
 
-    def best(self) -> int | None:
-        """The step with the best score, the earliest of equals; None where none has a score."""
-        scored = [step for step in self.steps() if step in self._scores]
+    def best(self, first_step: int = 0) -> int | None:
+        """The step with the best score, the earliest of equals; None where none has a score.
+
+        Args:
+          first_step: leaves earlier ones out.
+        """
+        scored = [step for step in self.steps() if step in self._scores and step >= first_step]
         return min(scored, key=self._scores.__getitem__, default=None)
 
     def choose(self, which: str) -> int:
