@@ -24,7 +24,7 @@ from bert_jax.command_line import run
 from bert_jax.convert import main
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
-from bert_jax.models.description import Head, ModelDescription
+from bert_jax.models.description import PAIRS, Head, ModelDescription
 from bert_jax.pretrained import load
 from bert_jax.training.checkpoints import Checkpoints
 
@@ -106,7 +106,9 @@ def test_an_adapter_answers_on_its_base_and_lora_is_exported(
     models.write_model(tmp_path / "base", CASES["pretraining"])
     base = load(tmp_path / "base")
     config = dataclasses.replace(base.config, **adaptation)
-    description = ModelDescription(config, Head.CLASSIFICATION, ("bad", "good"), max_length=16)
+    description = ModelDescription(
+        config, Head.CLASSIFICATION, ("bad", "good"), max_length=16, options={PAIRS: False}
+    )
     drawn = flatten_dict(random_params(description.initialise))
     kept = flatten_dict({"encoder": base.params["encoder"]})
     silent = {path: np.zeros_like(drawn[path]) for path in drawn if path[-1] == "lora_b"}
@@ -133,7 +135,7 @@ def test_an_adapter_answers_on_its_base_and_lora_is_exported(
     without_lora = classify(*on_base[:2], str(tmp_path / "silent.safetensors"))
     assert without_lora != pytest.approx(expected, abs=1e-3)
     assert main(["to-hf", on_base[0], str(out), *on_base[1:]]) == 0
-    capsys.readouterr()
+    assert capsys.readouterr().out == f"wrote {out}\n"
     assert classify(str(out)) == pytest.approx(expected, abs=1e-5)
 
 

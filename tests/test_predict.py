@@ -14,7 +14,7 @@ from random_params import random_params
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import Head, ModelDescription
+from bert_jax.models.description import PAIRS, Head, ModelDescription
 from bert_jax.predict import COMMANDS, main
 from bert_jax.pretrained import load
 from bert_jax.training.assets import DESCRIPTION, model_assets
@@ -136,14 +136,18 @@ def test_pairs_are_given_in_many_ways(predict, checkpoint, tmp_path, type_in, fo
         assert row["prediction"] == pytest.approx(float(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize("said_by", ["description", "config of an older version"])
 @pytest.mark.parametrize("learnt", [False, True], ids=["single", "pairs"])
-def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt):
+def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt, said_by):
     workdir = shutil.copytree(checkpoint(Head.CLASSIFICATION), tmp_path / "run")
     path = workdir / "checkpoints" / "3" / "run" / "metadata"
     record = json.loads(path.read_text())
     description = ModelDescription.from_json(record["assets"][DESCRIPTION])
-    described = dataclasses.replace(description, options={"pairs": learnt})
-    record["assets"][DESCRIPTION] = described.to_json()
+    described = dataclasses.replace(description, options={PAIRS: learnt})
+    if said_by == "description":
+        record["assets"][DESCRIPTION] = described.to_json()
+    else:
+        record["config"]["data"] = {"second_text": "second" if learnt else ""}
     path.write_text(json.dumps(record))
     single, pair = "red cat", "red\tcat"
     right, wrong = (pair, single) if learnt else (single, pair)

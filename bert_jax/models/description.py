@@ -22,6 +22,9 @@ from bert_jax.models.heads import (
     TokenClassifier,
 )
 
+# The option that says whether a model of sequences was trained on pairs of texts.
+PAIRS = "pairs"
+
 
 class Head(enum.StrEnum):
     """What the encoder's output is turned into."""

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from bert_jax.data.text_rows import TextRows, make_text_rows
 from bert_jax.errors import UserError
-from bert_jax.models.description import Head
+from bert_jax.models.description import PAIRS, Head
 from bert_jax.prediction.batches import apply_to_stream
 from bert_jax.prediction.command import Command, add_batch_flag
 from bert_jax.prediction.outputs import Answer, write_answers
@@ -47,8 +47,7 @@ def _answers(
 ) -> Iterator[Answer]:
     longest = model.description.max_length
 
-    # None of a model from elsewhere, which does not tell.
-    learnt = model.description.options.get("pairs")
+    learnt = _learnt_pairs(model)
 
     def make_rows(block: Sequence[Example]) -> TextRows:
         first, second = first_and_second(block)
@@ -77,6 +76,14 @@ def _answers(
         for example, prediction in zip(examples, predict(scores), strict=True):
             texts = " | ".join(example.fields.values())
             yield Answer(example.fields | prediction, f"{show(prediction)}  {texts}")
+
+
+def _learnt_pairs(model: Pretrained) -> bool | None:
+    """Whether a model was trained on pairs; None of one from elsewhere, which does not tell."""
+    if PAIRS in model.description.options or model.record is None:
+        return model.description.options.get(PAIRS)
+    data = model.record.config.get("data", {})  # a run of an older version
+    return bool(data["second_text"]) if "second_text" in data else None
 
 
 def _classify(model: Pretrained, arguments: argparse.Namespace) -> None:
