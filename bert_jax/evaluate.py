@@ -177,9 +177,10 @@ def evaluate_checkpoint(
         known = record.identity.items()
         changed = [name for name, was in known if name not in ignored and found.get(name) != was]
         if changed:
+            others = ", or say with --data which rows to score"
             raise UserError(
                 f"the data of {workdir} have changed since step {step} ({', '.join(changed)}); "
-                "restore them, or say with --data which rows to score"
+                f"restore them{others if changed == ['validation'] else ''}"
             )
         # However many devices the run had.
         mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})

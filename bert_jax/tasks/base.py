@@ -184,11 +184,12 @@ class Task(abc.ABC):
         """FLOPs of an update per token of sequences of a length, where there is a formula."""
         return None
 
-    def steps_of_epochs(self, epochs_per_step: float) -> int:
+    def steps_of_epochs(self, rows: float, rows_per_step: float) -> int:
         """How many updates the config's epochs take.
 
         Args:
-          epochs_per_step: the share of the training examples that an update sees.
+          rows: of an epoch.
+          rows_per_step: of an update.
 
         Raises:
           UserError: there are no epochs.
@@ -199,7 +200,7 @@ class Task(abc.ABC):
                 f"total_steps=0 and epochs={epochs} leave nothing to train; give "
                 "--config.total_steps"
             )
-        return max(1, round(epochs / epochs_per_step))
+        return max(1, round(epochs * rows / rows_per_step))
 
     def headline(self, validation: Mapping[str, float]) -> dict[str, str | float]:
         """The numbers that open the report, by their labels.

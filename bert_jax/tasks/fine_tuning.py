@@ -101,7 +101,7 @@ class FineTuning(Task):
             self._packing = self._plan_packing()
             if config.total_steps == 0:
                 rows = self._packing.rows_per_epoch if self._packing else len(training)
-                config.total_steps = self.steps_of_epochs(config.batch_size / max(1, rows))
+                config.total_steps = self.steps_of_epochs(rows, max(1, config.batch_size))
             if self._packing is None:
                 # A run that goes on for more steps may pad otherwise from there, and drop others.
                 self._training_lengths = choose_lengths(

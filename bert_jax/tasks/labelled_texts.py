@@ -208,7 +208,8 @@ def label_sets(table: Table, column: str, separator: str) -> list[list[str] | No
                 f"{place} has {value!r} in the column {column!r}, where a list of labels should "
                 "stand"
             )
-        sets.append(None if value is None else [_own_name(label, named) for label in value])
+        labels = [_own_name(label, named) for label in value or () if label not in _NO_LABEL]
+        sets.append(None if value is None else labels)
     return sets
 
 

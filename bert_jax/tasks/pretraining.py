@@ -122,7 +122,7 @@ class Pretraining(Task):
             for phase in range(len(self._max_lengths))
         ]
         if config.total_steps == 0:
-            config.total_steps = self.steps_of_epochs(self._epochs_per_step())
+            config.total_steps = self.steps_of_epochs(1.0, self._epochs_per_step())
         if config.evaluation.examples < 0:
             raise UserError(
                 f"evaluation.examples={config.evaluation.examples} must be at least 0, for all"

@@ -55,7 +55,7 @@ def test_nothing_hides_a_label_and_minus_one_where_it_is_no_class():
 
 
 def test_sets_of_labels_are_lists_or_texts_and_of_tfds_numbers():
-    assert label_sets(table("a| b", "", [], [2, "c"], None), "label", "|") == [
+    assert label_sets(table("a| b", "", [], [2, "", "c"], None), "label", "|") == [
         *(["a", "b"], [], [], ["2", "c"], None),
     ]
     assert label_sets(table([0, 2], [1], class_names=TFDS), "label", "|") == [["2", "0"], ["1"]]
