@@ -1,5 +1,6 @@
 """The stream of examples is a function from rows to arrays, over one corpus or several."""
 
+import collections
 import functools
 
 import numpy as np
@@ -170,12 +171,13 @@ def test_packed_rows_hold_the_sequences_of_unpacked_ones(corpus, length):
 def test_packed_pairs_are_those_of_unpacked_rows(corpus, objective):
     singles, tokenizer = make_stream([corpus], objective=objective), corpus.tokenizer
     rows = singles.batch(0, singles.epoch_sizes()[0])
-    labels_of = {
-        bytes(row[:length]): label
-        for row, length, label in zip(
-            unmask(rows), rows["lengths"], rows["next_sentence_label"], strict=True
-        )
-    }
+    # Of what the text of this machine repeats, the same tokens may be in order and swapped.
+    labels_of = collections.defaultdict(set)
+    for row, length, label in zip(
+        unmask(rows), rows["lengths"], rows["next_sentence_label"], strict=True
+    ):
+        labels_of[bytes(row[:length])].add(int(label))
+    assert np.mean([len(found) == 1 for found in labels_of.values()]) > 0.98
     stream = packed_stream([corpus], objective=objective)
     batch = stream.batch(0, stream.rows_per_epoch())
     is_one = batch["lengths"] > 0
@@ -190,7 +192,7 @@ def test_packed_pairs_are_those_of_unpacked_rows(corpus, objective):
     assert np.mean(same) > 0.8
     labels = batch["next_sentence_label"][is_one]
     for sequence, label, known in zip(sequences, labels, same, strict=True):
-        assert not known or labels_of[bytes(sequence)] == label
+        assert not known or label in labels_of[bytes(sequence)]
         assert sequence[0] == tokenizer.cls_id and sequence[-1] == tokenizer.sep_id
         assert np.count_nonzero(sequence == tokenizer.sep_id) == 2
     assert labels.mean() == pytest.approx(0.5, abs=0.1)
