@@ -87,6 +87,7 @@ def test_a_corpus_in_a_store(store, tmp_path, monkeypatch, beam_runner):
         ["gs://texts/one/*.jsonl", "gs://texts/one"], "gs://corpora/mine", again
     )
     assert remote.fingerprint == local.fingerprint
+    assert store.ls("gs://corpora/mine", detail=False) == ["/corpora/mine/bert_corpus"]
     assert os.fspath(remote.directory) == "gs://corpora/mine"
     assert store.ls("gs://corpora", detail=False) == ["/corpora/mine"], "nothing half-made stays"
     assert "corpus=gs://corpora/mine --workdir runs/mine" in summary(remote)

@@ -227,8 +227,7 @@ def _new_directory(output: Path, *, overwrite: bool) -> Iterator[Path]:
         ) from None
     try:
         yield directory
-        # Others may have written there meanwhile.
-        if output.is_dir() and not is_remote(output):
+        if output.exists():  # others may have written there meanwhile
             place = output / BertCorpus.name
             if place.exists() and not overwrite:
                 kept = directory.rename(directory.with_name(f"{output.name}-{token}"))
@@ -237,11 +236,6 @@ def _new_directory(output: Path, *, overwrite: bool) -> Iterator[Path]:
                     "--overwrite to replace what is there"
                 )
             _put(directory / BertCorpus.name, place, directory / _OLD)
-        elif output.exists():
-            old = output.parent / f"{directory.name}-old"
-            output.rename(old)
-            directory.rename(output)
-            remove_directory(old)
         else:
             directory.rename(output)
     finally:
@@ -259,8 +253,8 @@ def _put(new: Path, place: Path, old: Path) -> None:
         if old.exists() and not place.exists():
             old.rename(place)
         raise
-    if old.exists():
-        old.rename(old.with_name("replaced"))  # nothing to put back any more
+    if old.exists() and not is_remote(old):  # which would copy it, and where nothing is put back
+        old.rename(old.with_name("replaced"))  # so that nobody puts back what is half removed
 
 
 def _tokenizer(
