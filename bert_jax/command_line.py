@@ -25,7 +25,7 @@ import absl.logging
 from ml_collections import ConfigDict
 
 from bert_jax.config_file import load_config, override_config
-from bert_jax.errors import EXIT_USER_ERROR, Stopped, UserError
+from bert_jax.errors import EXIT_USER_ERROR, FULL_DISK, Stopped, UserError
 from bert_jax.training.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from bert_jax.training.process_group import ProcessGroup
 
@@ -33,7 +33,6 @@ EXIT_BROKEN_PIPE = 141
 EXIT_FAULT = 1  # as Python has it
 EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells have it
 
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # writing to an open file names no file
 _SECONDS_UNTIL_TOLD_AGAIN = 0.05
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of a file that is named
 
@@ -69,7 +68,7 @@ def run(main: Callable[[], int | None], fail: Callable[[int], NoReturn] = sys.ex
         code = EXIT_BROKEN_PIPE
     except OSError as error:
         unusable = error.errno in _UNUSABLE and error.filename is not None
-        if error.errno in _FULL_DISK or unusable:
+        if error.errno in FULL_DISK or unusable:
             place = f"{error.filename} cannot be used: " if error.filename else ""
             code = _fail(f"{place}{error.strerror}")
         else:

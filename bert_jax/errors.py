@@ -1,6 +1,10 @@
 """The exceptions that mean anything else than "the program is wrong"."""
 
+import errno
+
 EXIT_USER_ERROR = 2
+# What the system says of a disk that takes no more, be it of an open file, which it does not name.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):

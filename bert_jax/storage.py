@@ -1,7 +1,6 @@
 """Paths on this machine's disks and in object stores (``gs://``, ``s3://``), by ``etils.epath``."""
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.errors import UserError, first_line
+from bert_jax.errors import FULL_DISK, UserError, first_line
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -72,16 +71,12 @@ def store_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from None
     # Network, credentials and permissions fail as many types, most of them the libraries' own.
     except Exception as error:
-        if not is_remote(path) or _is_of_a_disk(error):
+        is_of_a_disk = isinstance(error, OSError) and error.errno in FULL_DISK  # of this machine
+        if not is_remote(path) or is_of_a_disk:
             raise
         raise UserError(
             f"{path} cannot be reached ({first_line(error)}); check the path and your credentials"
         ) from None
-
-
-def _is_of_a_disk(error: Exception) -> bool:
-    """Whether a disk of this machine failed, from or to which a store's files are copied."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager

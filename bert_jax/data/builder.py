@@ -1,7 +1,6 @@
 """The TFDS builder that writes a corpus: spooled records in, sharded ArrayRecord out."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
@@ -19,7 +18,7 @@ from bert_jax.data.chunks import record_dtype, unpack_records
 from bert_jax.data.parts import Run
 from bert_jax.data.spool import BUCKETS, KeyedRecords, SpooledRecords, select
 from bert_jax.data.tokenizer import WordPieceTokenizer
-from bert_jax.errors import UserError
+from bert_jax.errors import FULL_DISK, UserError
 from bert_jax.storage import as_path, file_size, local_place
 
 FORMAT_VERSION = 1
@@ -107,7 +106,7 @@ def _explain_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reasons = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+        reasons = map(os.strerror, FULL_DISK)
         reason = next((reason for reason in reasons if reason in str(error)), None)
         if reason is None:
             raise
