@@ -140,7 +140,7 @@ def _train(
             notes = ["; ".join([f"going on from step {resumed_at:,}", *changed])]
         step = saved = resumed_at or 0
 
-        check_agreement([resumed_at, task.identity()], "data", "the same files")
+        check_agreement([resumed_at, record.identity], "data", "the same files")
 
         # --- Print the plan. ---
         if is_first():
