@@ -31,7 +31,7 @@ from bert_jax.formats.model_card import model_card
 from bert_jax.formats.naming import to_tensors
 from bert_jax.formats.tensorflow_checkpoint import read_tensorflow_checkpoint
 from bert_jax.models.adaptation import merge_lora
-from bert_jax.models.description import PAIRS, Head, ModelDescription, Pooling
+from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.pretrained import CONVERTED, Pretrained, load, load_adapter
 from bert_jax.storage import as_path, is_remote
 from bert_jax.training.assets import model_assets
@@ -218,10 +218,8 @@ def _left_out(description: ModelDescription, *, pooled: bool) -> list[str]:
             f"how embeddings are made ({_embeds(description)}) is not written; to-hf --pooling "
             f"{description.pooling} does so"
         )
-    # That it reads pairs, no format has a place for, and no other program asks.
-    options = {name: value for name, value in description.options.items() if name != PAIRS}
-    if options:
-        settings = (f"{name}={value}" for name, value in options.items())
+    if description.options:
+        settings = (f"{name}={value}" for name, value in description.options.items())
         notes.append(f"these settings of its predictions are not written: {', '.join(settings)}")
     return notes
 

@@ -24,7 +24,7 @@ from bert_jax.command_line import run
 from bert_jax.convert import main
 from bert_jax.errors import UserError
 from bert_jax.formats.adapter_file import base_fingerprint, save_adapter
-from bert_jax.models.description import PAIRS, Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.pretrained import load
 from bert_jax.training.checkpoints import Checkpoints
 
@@ -107,7 +107,7 @@ def test_an_adapter_answers_on_its_base_and_lora_is_exported(
     base = load(tmp_path / "base")
     config = dataclasses.replace(base.config, **adaptation)
     description = ModelDescription(
-        config, Head.CLASSIFICATION, ("bad", "good"), max_length=16, options={PAIRS: False}
+        config, Head.CLASSIFICATION, ("bad", "good"), max_length=16, pairs=False
     )
     drawn = flatten_dict(random_params(description.initialise))
     kept = flatten_dict({"encoder": base.params["encoder"]})

@@ -14,7 +14,7 @@ from random_params import random_params
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.config import BertConfig
-from bert_jax.models.description import PAIRS, Head, ModelDescription
+from bert_jax.models.description import Head, ModelDescription
 from bert_jax.predict import COMMANDS, main
 from bert_jax.pretrained import load
 from bert_jax.training.assets import DESCRIPTION, model_assets
@@ -143,7 +143,7 @@ def test_a_model_answers_what_it_learnt(checkpoint, tmp_path, capsys, learnt, sa
     path = workdir / "checkpoints" / "3" / "run" / "metadata"
     record = json.loads(path.read_text())
     description = ModelDescription.from_json(record["assets"][DESCRIPTION])
-    described = dataclasses.replace(description, options={PAIRS: learnt})
+    described = dataclasses.replace(description, pairs=learnt)
     if said_by == "description":
         record["assets"][DESCRIPTION] = described.to_json()
     else:

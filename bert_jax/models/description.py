@@ -22,9 +22,6 @@ from bert_jax.models.heads import (
     TokenClassifier,
 )
 
-# The option that says whether a model of sequences was trained on pairs of texts.
-PAIRS = "pairs"
-
 
 class Head(enum.StrEnum):
     """What the encoder's output is turned into."""
@@ -63,6 +60,8 @@ class ModelDescription:
       pooling: how ``encode`` makes embeddings, whatever the head reads.
       normalize: whether embeddings are scaled to length 1.
       max_length: the longest input that predictions are made on, special tokens included.
+      pairs: whether a head for classes, labels or a value was trained on pairs of texts; None where
+        nobody says.
       options: settings of a task that its predictions need, such as a threshold.
 
     Raises:
@@ -77,6 +76,7 @@ class ModelDescription:
     pooling: Pooling = Pooling.MEAN
     normalize: bool = False
     max_length: int = 512
+    pairs: bool | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from bert_jax.data.text_rows import TextRows, make_text_rows
 from bert_jax.errors import UserError
-from bert_jax.models.description import PAIRS, Head
+from bert_jax.models.description import Head
 from bert_jax.prediction.batches import apply_to_stream
 from bert_jax.prediction.command import Command, add_batch_flag
 from bert_jax.prediction.outputs import Answer, write_answers
@@ -80,8 +80,8 @@ def _answers(
 
 def _learnt_pairs(model: Pretrained) -> bool | None:
     """Whether a model was trained on pairs; None of one from elsewhere, which does not tell."""
-    if PAIRS in model.description.options or model.record is None:
-        return model.description.options.get(PAIRS)
+    if model.description.pairs is not None or model.record is None:
+        return model.description.pairs
     data = model.record.config.get("data", {})  # a run of an older version
     return bool(data["second_text"]) if "second_text" in data else None
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bert_jax.data.tables import Table
 from bert_jax.errors import UserError
-from bert_jax.models.description import PAIRS, Head, ModelDescription, Pooling
+from bert_jax.models.description import Head, ModelDescription, Pooling
 from bert_jax.models.losses import correct_sum, cross_entropy_sum
 from bert_jax.tasks.base import NEW, Batch, Start
 from bert_jax.tasks.enumerations import member
@@ -228,7 +228,7 @@ def _describe(task: LabelledFineTuning, head: Head) -> ModelDescription:
         task.labels,
         pooler=task.pooling is Pooling.CLS,
         max_length=data.max_length,
-        options={PAIRS: bool(data.second_text)},
+        pairs=bool(data.second_text),
     )
 
 

@@ -146,8 +146,8 @@ def test_pairs_and_several_validation_files(make_task, files):
     mixed = (scores["accuracy"] * 21 + scores["more_accuracy"] * 10) / 31
     assert mixed == pytest.approx(task.metrics(result.sums)["accuracy"])
     # An adapter's file holds the description, and no config.
-    assert task.description.options == {"pairs": True}
-    assert make_task().description.options == {"pairs": False}
+    assert task.description.pairs is True
+    assert make_task().description.pairs is False
 
 
 def test_files_of_one_name_are_scored_apart(make_task, files, tmp_path):
